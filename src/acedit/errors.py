@@ -1,0 +1,10 @@
+"""The one error a user can cause.
+
+Raise `UserError` with a single clear line that names the file, field or value and how to mend it.
+The command line prints that line and exits with code 2; every other exception is a bug and keeps
+its trace.
+"""
+
+
+class UserError(ValueError):
+    """Bad input: the message is one line, for people, and says what to change."""

@@ -1,0 +1,48 @@
+"""Gradients flow through a suffix, rows can be picked, and its bounds are checked."""
+
+import pytest
+import torch
+
+from acedit.errors import UserError
+from acedit.lm.model import LanguageModel
+from acedit.lm.suffix import Suffix
+from tests.tiny import tiny_lm
+
+TEXTS = ["Ann Lee is a citizen of", "Bo Ray is", "The capital of Chile is Santiago"]
+
+
+def test_gradients_reach_the_hidden_state(lm: LanguageModel) -> None:
+    encoded = lm.encode(TEXTS)
+    suffix = Suffix(lm, encoded, 1)
+    hidden = suffix.hidden.double().to(lm.dtype).requires_grad_()
+    final = suffix.run(hidden)
+    suffix.logits(final[torch.arange(3), encoded.last])[:, 5].sum().backward()
+    assert hidden.grad is not None
+    real = encoded.attention_mask.bool()
+    assert bool((hidden.grad[real].abs().sum(-1) > 0).all())
+    assert bool((hidden.grad[~real] == 0).all())
+    assert all(p.grad is None for p in lm.model.parameters())
+
+
+def test_picked_rows_run_as_they_do_in_the_batch(lm: LanguageModel) -> None:
+    suffix = Suffix(lm, lm.encode(TEXTS), 1)
+    whole = suffix.run()
+    picked = suffix.run(rows=[2, 0, 2])
+    assert torch.allclose(picked, whole[[2, 0, 2]], atol=1e-5)
+    hidden = suffix.hidden[1:2] + 0.1
+    assert torch.allclose(suffix.run(hidden, rows=[1]), suffix.run(suffix.hidden + 0.1)[1:2], atol=1e-5)
+
+
+def test_a_suffix_reads_the_weights_as_they_are() -> None:
+    lm = tiny_lm("llama")
+    suffix = Suffix(lm, lm.encode(TEXTS), 1)
+    before = suffix.run()
+    lm.down_weight(2).data.mul_(2)
+    assert not torch.allclose(before, suffix.run())
+
+
+def test_layers_out_of_range_are_refused() -> None:
+    lm = tiny_lm("llama")
+    for layer in (-1, lm.n_layers + 1):
+        with pytest.raises(UserError, match=r"not in 0\.\.3"):
+            Suffix(lm, lm.encode(TEXTS), layer)
