@@ -1,0 +1,327 @@
+"""Does the edit hold? Greedy answers, matched to an answer or an alias, over cases and their neighbours.
+
+    scorer = Scorer(lm, cases, known=facts)
+    records = scorer.score(range(len(cases)))       # with a patch applied: what the edited model says
+    summary = summarise(records)                    # {"efficacy": {"value", "n", "low", "high", ...}, ...}
+
+Multi-hop scores (`explicit`, `middle`, `implicit`, `mixed`, `direct`, `cot`) count a case as right if
+any of its questions is (MQuAKE's rule), over the cases whose original chain, and whose continuation
+after the edit, the unedited model answers hop by hop and as asked; `unfiltered` and `questions` (the
+mean over questions) stand beside. Specificity is over neighbours the unedited model had right.
+`explicit` to `mixed` and `direct` are answers without chain of thought, `cot` those under appendix G.1.
+
+Footgun: the Scorer asks the unedited model when it is made; make it before a patch is applied.
+"""
+
+import random
+import re
+import string
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from acedit.benchmark.prompts import COT_STOP, cot_prompt, direct_prompt, parse_cot_answer
+from acedit.errors import UserError
+from acedit.knowledge.compose import chain_question, reserved
+from acedit.knowledge.facts import Case, Fact
+from acedit.knowledge.relations import Relation, held_out
+from acedit.lm.model import LanguageModel
+
+METRICS = (
+    "efficacy", "paraphrase", "specificity_subject", "specificity_relation", "specificity_chain",
+    "explicit", "middle", "implicit", "mixed", "cot", "direct",
+)  # fmt: skip
+
+
+def normalise(text: str) -> str:
+    """Case, articles, punctuation and spacing folded away (SQuAD's way), accents kept."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = "".join(" " if c in string.punctuation else c for c in text)
+    return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
+
+
+def matches(said: str, answers: Iterable[str]) -> bool:
+    """Whether the first line of `said` is one of `answers`, or starts with one and then ends a phrase.
+
+    A continuation of a cloze may go on ("Lima. It lies ..."), so what follows the answer is allowed
+    only after punctuation.
+    """
+    line = said.strip().split("\n", 1)[0]
+    whole = normalise(line)
+    for answer in answers:
+        wanted = normalise(answer)
+        if not wanted:
+            continue
+        if whole == wanted:
+            return True
+        if whole.startswith(wanted + " ") and _ends_phrase(line, wanted):
+            return True
+    return False
+
+
+def _ends_phrase(line: str, wanted: str) -> bool:
+    for cut in re.finditer(r"[.,;:!?()]", line):
+        head = normalise(line[: cut.start()])
+        if head == wanted:
+            return True
+        if len(head) > len(wanted):
+            return False
+    return False
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing scored: `right` by the metric's rule, `mean` over its questions, `passed` the filter."""
+
+    metric: str
+    case: str
+    right: float
+    mean: float
+    passed: bool = True
+
+
+@dataclass(frozen=True)
+class _Probe:
+    metric: str
+    case: int
+    prompt: str
+    answers: tuple[str, ...]
+
+
+class Scorer:
+    """The probes of a set of cases, and what the unedited model says to them."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        cases: Sequence[Case],
+        *,
+        known: Sequence[Fact] = (),
+        cot: bool = True,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> None:
+        if not cases:
+            raise UserError("there are no cases to score")
+        self._lm, self._cases, self._cot, self._batch = lm, tuple(cases), cot, batch_size
+        self._neighbours = self._having_right(list(_neighbours(cases, known, seed)))
+        self._passed_direct, self._passed_cot = self._filter(seed)
+
+    def _ask(self, prompts: Sequence[str], tokens: int = 24) -> list[str]:
+        if not prompts:
+            return []
+        return self._lm.generate(list(prompts), max_new_tokens=tokens, batch_size=self._batch)
+
+    def _think(self, questions: Sequence[str]) -> list[str]:
+        if not questions:
+            return []
+        texts = self._lm.generate(
+            [cot_prompt(q) for q in questions],
+            max_new_tokens=160,
+            stop=COT_STOP,
+            batch_size=self._batch,
+        )
+        return [parse_cot_answer(text) for text in texts]
+
+    def _having_right(self, probes: list[_Probe]) -> list[_Probe]:
+        said = self._ask([p.prompt for p in probes])
+        return [p for p, s in zip(probes, said, strict=True) if matches(s, p.answers)]
+
+    def _filter(self, seed: int) -> tuple[list[bool], list[bool]]:
+        """Which cases count, asked directly and in chain of thought (Scoring, settled)."""
+        needs: list[tuple[int, str, tuple[str, ...]]] = []
+        asked: list[tuple[int, str, tuple[str, ...]]] = []
+        for i, case in enumerate(self._cases):
+            rng = random.Random(f"{seed}/{case.id}")
+            for hop in case.hops_before:
+                needs.append((i, direct_prompt(hop.question), (hop.answer, *hop.aliases)))
+            for j, hop in enumerate(case.hops_after):
+                if j not in case.edited:
+                    needs.append((i, direct_prompt(hop.question), (hop.answer, *hop.aliases)))
+            for start, end in _unedited_runs(case):
+                if end - start < 2:
+                    continue
+                facts = case.after.facts[start:end]
+                wordings = [_scoring(fact.relation) for fact in facts]
+                if all(w.phrases for w in wordings[:-1]) and wordings[-1].questions:
+                    question = chain_question(facts[0].subject, wordings, rng)
+                    hop = case.hops_after[end - 1]
+                    needs.append((i, direct_prompt(question), (hop.answer, *hop.aliases)))
+            for question in case.questions:
+                asked.append((i, question, (case.answer, *case.answer_aliases)))
+        passed = [True] * len(self._cases)
+        for (i, _, answers), said in zip(needs, self._ask([n[1] for n in needs]), strict=True):
+            passed[i] = passed[i] and matches(said, answers)
+        direct = [False] * len(self._cases)
+        for (i, _, answers), said in zip(asked, self._ask([direct_prompt(a[1]) for a in asked]), strict=True):
+            direct[i] = direct[i] or matches(said, answers)
+        thought = [False] * len(self._cases)
+        if self._cot:
+            # Only cases whose hops are known can pass, so only they are worth the longer prompt.
+            worth = [a for a in asked if passed[a[0]]]
+            for (i, _, answers), said in zip(worth, self._think([a[1] for a in worth]), strict=True):
+                thought[i] = thought[i] or matches(said, answers)
+        return (
+            [p and d for p, d in zip(passed, direct, strict=True)],
+            [p and t for p, t in zip(passed, thought, strict=True)],
+        )
+
+    def score(self, picked: Iterable[int]) -> list[Record]:
+        """Ask the model as it now stands about the cases at the given indices."""
+        chosen = list(picked)
+        inside = set(chosen)
+        probes = [p for p in self._neighbours if p.case in inside]
+        for i in chosen:
+            case = self._cases[i]
+            for edit, wordings in zip(case.edits, case.paraphrases, strict=True):
+                answers = (edit.target, *edit.aliases)
+                cloze = edit.prompt.format(edit.subject)
+                probes.append(_Probe("efficacy", i, cloze, answers))
+                for wording in wordings:
+                    text = direct_prompt(wording.format(edit.subject))
+                    probes.append(_Probe("paraphrase", i, text, answers))
+        records = []
+        for probe, said in zip(probes, self._ask([p.prompt for p in probes]), strict=True):
+            right = float(matches(said, probe.answers))
+            records.append(Record(probe.metric, self._cases[probe.case].id, right, right))
+        questions = [(i, q) for i in chosen for q in self._cases[i].questions]
+        direct = self._ask([direct_prompt(q) for _, q in questions])
+        thought = self._think([q for _, q in questions]) if self._cot else []
+        for metric, said_all, passed in (
+            ("direct", direct, self._passed_direct),
+            ("cot", thought, self._passed_cot),
+        ):
+            marks: dict[int, list[float]] = defaultdict(list)
+            for (i, _), said in zip(questions, said_all, strict=bool(said_all)):
+                case = self._cases[i]
+                marks[i].append(float(matches(said, (case.new_answer, *case.new_answer_aliases))))
+            for i, each in marks.items():
+                case = self._cases[i]
+                right, mean = max(each), sum(each) / len(each)
+                records.append(Record(metric, case.id, right, mean, passed[i]))
+                if metric == "direct":
+                    records.append(Record(case.position, case.id, right, mean, passed[i]))
+        return records
+
+
+def _unedited_runs(case: Case) -> list[tuple[int, int]]:
+    """Stretches [start, end) of the chain after the edit that hold no edited hop."""
+    runs, start = [], 0
+    for j in range(len(case.after.facts) + 1):
+        if j == len(case.after.facts) or j in case.edited:
+            if j > start:
+                runs.append((start, j))
+            start = j + 1
+    return runs
+
+
+def _scoring(relation: Relation) -> Relation:
+    """The wordings a relation is scored with: those held out, else its own."""
+    return held_out(relation.id) or relation
+
+
+def _question(fact: Fact, rng: random.Random) -> str:
+    wording = _scoring(fact.relation)
+    if wording.questions:
+        return direct_prompt(rng.choice(wording.questions).format(fact.subject))
+    return rng.choice(wording.prompts).format(fact.subject)
+
+
+def _neighbours(cases: Sequence[Case], known: Sequence[Fact], seed: int) -> Iterable[_Probe]:
+    """Unedited facts and chains around each case; of the known ones only those no edit is made from."""
+    edited = {edit.key for case in cases for edit in case.edits}
+    facts = {
+        fact.key: fact
+        for case in cases
+        for fact in (*case.before.facts, *case.after.facts)
+        if fact.key not in edited
+    }
+    if known:
+        facts = {f.key: f for f in known if f.key not in edited and reserved(*f.key)}
+    everything = {**facts, **{f.key: f for f in known if f.key not in edited}}
+    by_subject: dict[str, list[Fact]] = defaultdict(list)
+    by_relation: dict[str, list[Fact]] = defaultdict(list)
+    onward: dict[str, list[Fact]] = defaultdict(list)
+    for fact in facts.values():
+        by_subject[fact.subject].append(fact)
+        by_relation[fact.relation.id].append(fact)
+    for fact in everything.values():
+        onward[fact.subject].append(fact)
+    touched = {edit.subject for case in cases for edit in case.edits}
+    starts = [f for f in facts.values() if f.subject not in touched and f.relation.phrases]
+    for i, case in enumerate(cases):
+        rng = random.Random(f"{seed}/neighbours/{case.id}")
+        for edit in case.edits:
+            for fact in by_subject[edit.subject]:
+                yield _probe("specificity_subject", i, fact, rng)
+            same = [f for f in by_relation[edit.relation.id] if f.subject != edit.subject]
+            for fact in rng.sample(same, k=min(4, len(same))):
+                yield _probe("specificity_relation", i, fact, rng)
+        found = 0
+        for fact in rng.sample(starts, k=min(12, len(starts))):
+            on = [g for g in onward[fact.object] if fact.object not in touched and g.object != fact.subject]
+            if on and found < 3:
+                found += 1
+                end = rng.choice(on)
+                hops = [_scoring(fact.relation), _scoring(end.relation)]
+                if not (hops[0].phrases and hops[1].questions):
+                    continue
+                text = direct_prompt(chain_question(fact.subject, hops, rng))
+                yield _Probe("specificity_chain", i, text, (end.object, *end.aliases))
+
+
+def _probe(metric: str, case: int, fact: Fact, rng: random.Random) -> _Probe:
+    return _Probe(metric, case, _question(fact, rng), (fact.object, *fact.aliases))
+
+
+def summarise(records: Sequence[Record], *, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Mean, n and a 95% interval (bootstrap over cases, 1,000 draws) of every metric.
+
+    Multi-hop metrics are over the cases that pass the filter; `unfiltered` and `questions` stand
+    beside. A metric nothing was scored for has n = 0 and NaN.
+    """
+    return {metric: _summary([r for r in records if r.metric == metric], seed) for metric in METRICS}
+
+
+def _summary(records: Sequence[Record], seed: int) -> dict[str, float]:
+    passed = [r for r in records if r.passed]
+    low, high = interval(passed, seed)
+    return {
+        "value": _mean([r.right for r in passed]),
+        "n": len(passed),
+        "low": low,
+        "high": high,
+        "questions": _mean([r.mean for r in passed]),
+        "unfiltered": _mean([r.right for r in records]),
+        "n_unfiltered": len(records),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def interval(records: Sequence[Record], seed: int, draws: int = 1000) -> tuple[float, float]:
+    """The 2.5th and 97.5th percentile of the mean, cases drawn with replacement."""
+    by_case: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        by_case[record.case].append(record.right)
+    if not by_case:
+        return float("nan"), float("nan")
+    total = np.array([sum(v) for v in by_case.values()])
+    count = np.array([len(v) for v in by_case.values()])
+    picks = np.random.default_rng(seed).integers(0, len(total), (draws, len(total)))
+    means = total[picks].sum(1) / count[picks].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def as_percent(summary: Mapping[str, Mapping[str, float]], metric: str) -> str:
+    """A cell of a table: value, interval and n."""
+    row = summary[metric]
+    if not row["n"]:
+        return "–"
+    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] n={row['n']:.0f}"

@@ -1,0 +1,282 @@
+"""Chains into questions, and the prompts an edit is made from.
+
+    relations = [mquake()["P27"], mquake()["P36"]]
+    chain_question("Ann Lee", relations, random.Random(0))
+    # 'What is the capital of the country of citizenship of Ann Lee?'
+
+    Composer(edits, known, exclude={"Bo Ray"}, seed=0).prompts()
+
+Six kinds of prompt make an edit: `single` (the fact itself), `lead` (reach the subject through other
+entities, then ask), `ripple` (ask what follows from the new object), `middle` (both at once), `keep`
+(what else is true of the subject) and `replay` (facts and chains that have to stay). `lead_thoughts`
+says the fact in the middle of a chain of thought.
+
+Footguns: wordings are drawn by seed from what the relations carry for editing, never from
+`relations.held_out`. Nothing starts from an entity of `exclude`. One known fact in five, and one second
+relation in five, are never used: they are there to measure what an edit did to facts, and to
+consequences, that it was not made from (`reserved`).
+"""
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from acedit.knowledge.facts import Edit, Fact
+from acedit.knowledge.relations import Relation
+
+Kind = Literal["single", "lead", "ripple", "middle", "keep", "replay"]
+
+
+def nest(subject: str, relations: Sequence[Relation], rng: random.Random) -> str:
+    """The noun phrase that leads from `subject` through `relations`; the subject itself for none."""
+    for relation in relations:
+        subject = rng.choice(relation.phrases).format(subject)
+    return subject
+
+
+def chain_question(subject: str, relations: Sequence[Relation], rng: random.Random) -> str:
+    """A question after the end of the chain: the last hop asks, the hops before it are nested."""
+    reached = nest(subject, relations[:-1], rng)
+    return rng.choice(relations[-1].questions).format(reached)
+
+
+def chain_cloze(subject: str, relations: Sequence[Relation], rng: random.Random) -> str:
+    """A cloze that the end of the chain completes."""
+    reached = nest(subject, relations[:-1], rng)
+    cloze = rng.choice(relations[-1].prompts).format(reached)
+    return sentence(cloze) if len(relations) > 1 else cloze
+
+
+def sentence(text: str) -> str:
+    """`text` with its first letter capitalised, as at the start of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
+def thoughts(hops: Iterable[tuple[Relation, str, str]]) -> str:
+    """The chain's hops (relation, subject, object) said one after the other, as in appendix G.1."""
+    return " ".join(f"{relation.prompt.format(s)} {o}." for relation, s, o in hops)
+
+
+def reserved(subject: str, relation: str) -> bool:
+    """Whether the fact (subject, relation id) is kept for scoring: one in five, by a hash."""
+    return hashlib.sha256(f"{subject}|{relation}".encode()).digest()[0] % 5 == 0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text for the model to continue, and what it should say.
+
+    `template` holds one `{}` where `subject` goes; `edit` is the index of the edit it serves, -1 for
+    `replay`. The edited token of a subject-token stage is the last token of that subject.
+    """
+
+    template: str
+    subject: str
+    answer: str
+    kind: Kind
+    edit: int = -1
+
+    @property
+    def text(self) -> str:
+        """The filled template."""
+        return self.template.replace("{}", self.subject)
+
+
+def asked(question: str) -> str:
+    """A question in the direct form."""
+    return f"Question: {question}\nAnswer:"
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How many prompts of each kind are made for an edit, at most."""
+
+    lead: int = 8
+    ripple: int = 8
+    middle: int = 6
+    keep: int = 6
+    replay: int = 40  # in all, and a number like it for each edit
+
+
+class Composer:
+    """The prompts for a batch of edits; the same arguments give the same prompts in the same order."""
+
+    def __init__(
+        self,
+        edits: Sequence[Edit],
+        known: Sequence[Fact] = (),
+        *,
+        exclude: Collection[str] = (),
+        seed: int = 0,
+        amounts: Amounts | None = None,
+    ) -> None:
+        self.edits = tuple(edits)
+        self.amounts = amounts or Amounts()
+        self._exclude = frozenset(exclude)
+        self._seed = seed
+        self._edited = {edit.key: edit for edit in edits}
+        facts = [fact for fact in known if fact.key not in self._edited]
+        self._known = facts
+        # What will be true once the edits are in.
+        self._after: dict[str, list[Fact]] = defaultdict(list)
+        self._leads: dict[str, list[Fact]] = defaultdict(list)
+        self._same: dict[str, list[Fact]] = defaultdict(list)
+        for fact in [*facts, *(edit.fact for edit in edits)]:
+            self._after[fact.subject].append(fact)
+        for fact in facts:
+            if fact.subject not in self._exclude:
+                self._leads[fact.object].append(fact)
+            self._same[fact.relation.id].append(fact)
+
+    def prompts(self) -> list[Prompt]:
+        """Every prompt, edit by edit, then the replay."""
+        made: list[Prompt] = []
+        for i, edit in enumerate(self.edits):
+            rng = random.Random(f"{self._seed}/{edit.subject}/{edit.relation.id}")
+            for part in (self._single, self._lead, self._ripple, self._middle, self._keep):
+                made.extend(dict.fromkeys(part(i, edit, rng)))
+        made.extend(dict.fromkeys(self._replay(random.Random(f"{self._seed}/replay"))))
+        return made
+
+    def _single(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
+        for template in edit.relation.prompts:
+            yield Prompt(template, edit.subject, edit.target, "single", i)
+        for question in edit.relation.questions:
+            yield Prompt(asked(question), edit.subject, edit.target, "single", i)
+            thought = f"{asked_thoughts(question.format(edit.subject))} {edit.prompt}"
+            yield Prompt(thought, edit.subject, edit.target, "single", i)
+
+    def _paths_to(self, subject: str, rng: random.Random) -> list[tuple[Fact, ...]]:
+        """Known chains of one or two hops that end at `subject`, shortest first."""
+        near = list(self._leads[subject])
+        rng.shuffle(near)
+        paths: list[tuple[Fact, ...]] = [(fact,) for fact in near if fact.relation.phrases]
+        longer = [
+            (before, fact)
+            for (fact,) in paths
+            for before in self._leads[fact.subject]
+            if before.subject != subject and before.relation.phrases
+        ]
+        rng.shuffle(longer)
+        return [*paths, *longer]
+
+    def _asks(
+        self,
+        start: str,
+        hops: Sequence[Relation],
+        answer: str,
+        kind: Kind,
+        i: int,
+        rng: random.Random,
+    ) -> Iterator[Prompt]:
+        if hops[-1].questions:
+            yield Prompt(asked(chain_question("{}", hops, rng)), start, answer, kind, i)
+        yield Prompt(chain_cloze("{}", hops, rng), start, answer, kind, i)
+
+    def _lead(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
+        left = self.amounts.lead
+        for path in self._paths_to(edit.subject, rng):
+            hops = [*(fact.relation for fact in path), edit.relation]
+            for prompt in self._asks(path[0].subject, hops, edit.target, "lead", i, rng):
+                if left <= 0:
+                    return
+                left -= 1
+                yield prompt
+            if len(path) == 1 and edit.relation.questions:
+                question = chain_question(path[0].subject, hops, rng)
+                said = thoughts([(path[0].relation, path[0].subject, edit.subject)])
+                text = f"{asked_thoughts(question)} {said} {edit.prompt}"
+                yield Prompt(text, edit.subject, edit.target, "single", i)
+
+    def _onward(self, edit: Edit, rng: random.Random) -> list[tuple[Fact, ...]]:
+        """Chains of one or two hops on from the new object; second relations may be reserved."""
+        first = [
+            fact
+            for fact in self._after[edit.target]
+            if not reserved(edit.subject, fact.relation.id) and fact.object != edit.subject
+        ]
+        rng.shuffle(first)
+        second = [
+            (fact, after)
+            for fact in first
+            for after in self._after[fact.object]
+            if after.object not in (edit.subject, edit.target)
+        ]
+        rng.shuffle(second)
+        return [*((fact,) for fact in first), *second]
+
+    def _ripple(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
+        if not edit.relation.phrases:
+            return
+        left = self.amounts.ripple
+        for path in self._onward(edit, rng):
+            hops = [edit.relation, *(fact.relation for fact in path)]
+            for prompt in self._asks(edit.subject, hops, path[-1].object, "ripple", i, rng):
+                if left <= 0:
+                    return
+                left -= 1
+                yield prompt
+
+    def _middle(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
+        if not edit.relation.phrases:
+            return
+        before = [path for path in self._paths_to(edit.subject, rng) if len(path) == 1]
+        onward = [path for path in self._onward(edit, rng) if len(path) == 1]
+        pairs = [(a, b) for a in before for b in onward if a[0].subject != b[0].object]
+        rng.shuffle(pairs)
+        left = self.amounts.middle
+        for a, b in pairs:
+            hops = [a[0].relation, edit.relation, b[0].relation]
+            for prompt in self._asks(a[0].subject, hops, b[0].object, "middle", i, rng):
+                if left <= 0:
+                    return
+                left -= 1
+                yield prompt
+
+    def _keep(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
+        others = [
+            fact
+            for fact in self._after[edit.subject]
+            if fact.key not in self._edited and not reserved(*fact.key)
+        ]
+        rng.shuffle(others)
+        for fact in others[: self.amounts.keep]:
+            for prompt in self._asks(edit.subject, [fact.relation], fact.object, "keep", i, rng):
+                yield prompt
+
+    def _replay(self, rng: random.Random) -> Iterator[Prompt]:
+        usable = [fact for fact in self._known if not reserved(*fact.key)]
+        if not usable:
+            return
+        near = [
+            fact
+            for edit in self.edits
+            for fact in rng.sample(self._same[edit.relation.id], k=min(8, len(self._same[edit.relation.id])))
+            if not reserved(*fact.key)
+        ]
+        count = self.amounts.replay * (2 if len(self.edits) == 1 else 1 + len(self.edits) // 3)
+        for draw in range(count):
+            fact = rng.choice(near) if near and draw % 3 == 0 else rng.choice(usable)
+            path = [fact]
+            for _ in range(rng.choice((0, 0, 1, 1, 2))):
+                on = [
+                    after
+                    for after in self._after[path[-1].object]
+                    if after.object not in {f.subject for f in path}
+                ]
+                if not on or not path[-1].relation.phrases:
+                    break
+                path.append(rng.choice(on))
+            if any(f.key in self._edited for f in path) or path[0].subject in self._exclude:
+                continue
+            hops = [f.relation for f in path]
+            form = list(self._asks(fact.subject, hops, path[-1].object, "replay", -1, rng))
+            yield rng.choice(form)
+
+
+def asked_thoughts(question: str) -> str:
+    """A question in the chain-of-thought form, up to its thoughts."""
+    return f"Question: {question}\nThoughts:"

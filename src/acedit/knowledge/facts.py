@@ -1,0 +1,459 @@
+"""Facts, edits, chains and cases, and the files that hold them.
+
+    edits = read_edits("edits.json")        # MQuAKE's format, the small form, or JSONL of edits
+    facts = read_facts("edits.json")        # what the model knows already (small form)
+    cases = read_cases("MQuAKE-CF-3k-v2.json")
+
+Footguns: a MQuAKE file gives no known facts: its chains are what is scored. Identical edits are merged
+with a notice in the log; contradicting ones are refused. Every complaint names the file, the field and
+the mend, and is a `UserError`.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from acedit.errors import UserError
+from acedit.knowledge.relations import Relation, held_out, mquake
+
+log = logging.getLogger("acedit")
+
+Position = Literal["explicit", "middle", "implicit", "mixed"]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A subject, a relation with its wordings, and an object (with aliases)."""
+
+    subject: str
+    relation: Relation
+    object: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The canonical cloze template: "{} is a citizen of"."""
+        return self.relation.prompt
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the fact is about: subject and relation id."""
+        return self.subject, self.relation.id
+
+
+@dataclass(frozen=True)
+class Edit:
+    """(s, r, o → o*): `target` is o*, `old` is o ("" where unknown), `aliases` are the target's."""
+
+    subject: str
+    relation: Relation
+    target: str
+    old: str = ""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The cloze template the edit is written on."""
+        return self.relation.prompt
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the edit is about: subject and relation id."""
+        return self.subject, self.relation.id
+
+    @property
+    def fact(self) -> Fact:
+        """The fact that is true once the edit is in."""
+        return Fact(self.subject, self.relation, self.target, self.aliases)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Facts where each object is the next subject. Raises UserError where they do not link up."""
+
+    facts: tuple[Fact, ...]
+
+    def __post_init__(self) -> None:
+        for i, (a, b) in enumerate(zip(self.facts, self.facts[1:], strict=False)):
+            if a.object != b.subject:
+                raise UserError(f"chain breaks at hop {i + 1}: {a.object!r} is not the subject {b.subject!r}")
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One hop as it is asked: a question, a cloze, and the answer with its aliases."""
+
+    question: str
+    cloze: str
+    answer: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A MQuAKE item. `edited` are the indices of edited hops in the chain after the edit; `paraphrases`
+    holds, for each edit, the wordings that score it; `raw` is the item as it was, unknown fields kept."""
+
+    id: str
+    edits: tuple[Edit, ...]
+    before: Chain
+    after: Chain
+    questions: tuple[str, ...]
+    answer: str
+    answer_aliases: tuple[str, ...]
+    new_answer: str
+    new_answer_aliases: tuple[str, ...]
+    hops_before: tuple[Hop, ...]
+    hops_after: tuple[Hop, ...]
+    edited: tuple[int, ...]
+    paraphrases: tuple[tuple[str, ...], ...]
+    raw: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
+
+    @property
+    def position(self) -> Position:
+        """Where the edited facts stand in the chain after the edit."""
+        last = len(self.after.facts) - 1
+        places: set[Position] = {
+            "explicit" if i == 0 else "implicit" if i == last else "middle" for i in self.edited
+        }
+        return places.pop() if len(places) == 1 else "mixed"
+
+
+def read_edits(path: str | Path) -> list[Edit]:
+    """The edits of a file: MQuAKE's rewrites, the small form, a list of edits, or JSONL of edits.
+
+    Identical edits are merged, with a notice. Raises UserError naming file, field and mend.
+    """
+    rows, relations = _load(path, "edits")
+    if _is_mquake(rows):
+        edits = [edit for i, row in enumerate(rows) for edit in _Item(path, i, row).edits()]
+    else:
+        edits = [_small_edit(path, f"edits[{i}]", row, relations) for i, row in enumerate(rows)]
+    return _merged(path, edits)
+
+
+def read_facts(path: str | Path) -> list[Fact]:
+    """The known facts of a small-form file, with the file's relation wordings.
+
+    A MQuAKE file gives none: its chains are what is scored. Raises UserError as `read_edits`.
+    """
+    rows, relations = _load(path, "facts")
+    if _is_mquake(rows):
+        return []
+    facts = []
+    for i, row in enumerate(rows):
+        at = _At(path, f"facts[{i}]", row)
+        relation = at.relation(relations)
+        facts.append(Fact(at.text("subject"), relation, at.text("object"), at.texts("aliases")))
+    return facts
+
+
+def read_cases(path: str | Path) -> list[Case]:
+    """Cases in MQuAKE's own format, unknown fields kept. Raises UserError as `read_edits`."""
+    rows, _ = _load(path, "cases")
+    if not _is_mquake(rows):
+        raise UserError(f"{path}: these are not MQuAKE cases (no requested_rewrite); give a file of cases")
+    return [_Item(path, i, row).case() for i, row in enumerate(rows)]
+
+
+def cases_from(rows: Sequence[Mapping[str, Any]], source: str = "cases") -> list[Case]:
+    """Cases from MQuAKE items already in memory."""
+    return [_Item(source, i, row).case() for i, row in enumerate(rows)]
+
+
+def _load(path: str | Path, wanted: str) -> tuple[list[Any], Mapping[str, Relation]]:
+    """The rows of `wanted` ("edits", "facts" or "cases") and the file's own relations."""
+    try:
+        text = Path(path).read_text("utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: this is a folder; give a JSON file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    data = _parse(path, text)
+    if isinstance(data, list):
+        if not data:
+            raise UserError(f"{path}: the list is empty; give at least one item")
+        if wanted == "facts" and not _is_mquake(data):
+            return [], {}
+        return data, {}
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds {_kind(data)}; give a list or an object with {wanted!r}")
+    if not {"relations", "facts", "edits"} & set(data):
+        raise UserError(f"{path}: has none of 'relations', 'facts', 'edits'; see the README for the form")
+    relations = _relations(path, data.get("relations", {}))
+    rows = data.get(wanted, [])
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: {wanted} is {_kind(rows)}; give a list")
+    if not rows and wanted == "edits":
+        raise UserError(f"{path}: edits is missing or empty; give at least one edit")
+    return rows, relations
+
+
+def _parse(path: str | Path, text: str) -> Any:
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        if (
+            len(lines) < 2
+            or not lines[0][1].lstrip().startswith("{")
+            or not lines[0][1].rstrip().endswith("}")
+        ):
+            where = f"line {error.lineno}, column {error.colno}"
+            raise UserError(f"{path}: not JSON at {where}: {error.msg}") from None
+        rows = []
+        for number, line in lines:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as bad:
+                raise UserError(f"{path}: not JSON at line {number}, column {bad.colno}: {bad.msg}") from None
+        return rows
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _is_mquake(rows: Sequence[Any]) -> bool:
+    return bool(rows) and isinstance(rows[0], dict) and "requested_rewrite" in rows[0]
+
+
+@dataclass(frozen=True)
+class _At:
+    """One object of a file, for complaints that name file and field."""
+
+    path: str | Path
+    field: str
+    row: Any
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.row, dict):
+            raise UserError(f"{self.path}: {self.field} is {_kind(self.row)}; give an object")
+
+    def fail(self, name: str, wrong: str, mend: str) -> UserError:
+        return UserError(f"{self.path}: {self.field}.{name} {wrong}; {mend}")
+
+    def get(self, name: str, kind: type, mend: str) -> Any:
+        if name not in self.row:
+            raise self.fail(name, "is missing", mend)
+        value = self.row[name]
+        if not isinstance(value, kind):
+            raise self.fail(name, f"is {_kind(value)}", mend)
+        return value
+
+    def text(self, name: str, *, optional: bool = False) -> str:
+        if optional and self.row.get(name) is None:
+            return ""
+        value: str = self.get(name, str, "give a text")
+        if not value.strip() and not optional:
+            raise self.fail(name, "is empty", "give a text")
+        return value.strip()
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        if self.row.get(name) is None:
+            return ()
+        values = self.get(name, list, "give a list of texts")
+        if not all(isinstance(value, str) for value in values):
+            raise self.fail(name, "holds something that is not a text", "give a list of texts")
+        return tuple(values)
+
+    def template(self, name: str, value: str) -> str:
+        if value.count("{}") != 1:
+            raise self.fail(name, f"is {value!r}", "write exactly one {} where the subject goes")
+        return value
+
+    def templates(self, name: str) -> tuple[str, ...]:
+        return tuple(self.template(name, value) for value in self.texts(name))
+
+    def child(self, name: str) -> "_At":
+        return _At(self.path, f"{self.field}.{name}", self.get(name, dict, "give an object"))
+
+    def children(self, name: str, *, empty: bool = False) -> list["_At"]:
+        rows = self.get(name, list, "give a list")
+        if not rows and not empty:
+            raise self.fail(name, "is empty", "give at least one")
+        return [_At(self.path, f"{self.field}.{name}[{i}]", row) for i, row in enumerate(rows)]
+
+    def relation(self, own: Mapping[str, Relation]) -> Relation:
+        id = self.text("relation")
+        found = own.get(id) or mquake().get(id)
+        if found is None:
+            raise self.fail(
+                "relation",
+                f"is {id!r}, which is unknown",
+                "describe it under 'relations', or give the edit its own 'prompt'",
+            )
+        return found
+
+
+def _relations(path: str | Path, data: Any) -> dict[str, Relation]:
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: relations is {_kind(data)}; give an object of relations by id")
+    found = {}
+    for id, row in data.items():
+        at = _At(path, f"relations.{id}", row)
+        prompts = at.templates("prompts")
+        if not prompts:
+            raise at.fail("prompts", "is missing or empty", "give at least one cloze with {}")
+        phrase = at.text("phrase", optional=True)
+        phrases = (at.template("phrase", phrase),) if phrase else at.templates("phrases")
+        found[id] = Relation(id, prompts, at.templates("questions"), phrases, name=id)
+    return found
+
+
+def _small_edit(path: str | Path, field_name: str, row: Any, relations: Mapping[str, Relation]) -> Edit:
+    at = _At(path, field_name, row)
+    if "prompt" in at.row:
+        prompt = at.template("prompt", at.text("prompt"))
+        extra = at.templates("paraphrases")
+        question = at.text("question", optional=True)
+        questions = (at.template("question", question),) if question else ()
+        id = at.text("relation", optional=True)
+        base = relations.get(id) or mquake().get(id)
+        relation = Relation(
+            id=id or f"prompt:{prompt}",
+            prompts=(prompt, *extra),
+            questions=questions or (base.questions if base else ()),
+            phrases=base.phrases if base else (),
+            name=id,
+        )
+    else:
+        relation = at.relation(relations)
+    edit = Edit(
+        subject=at.text("subject"),
+        relation=relation,
+        target=at.text("target"),
+        old=at.text("old", optional=True),
+        aliases=at.texts("aliases"),
+    )
+    return _changing(at, "target", edit)
+
+
+def _changing(at: _At, name: str, edit: Edit) -> Edit:
+    if edit.target == edit.old:
+        raise at.fail(name, f"is {edit.target!r}, which is the old object too", "give a new object")
+    return edit
+
+
+def _merged(path: str | Path, edits: Sequence[Edit]) -> list[Edit]:
+    found: dict[tuple[str, str], Edit] = {}
+    merged = 0
+    for edit in edits:
+        other = found.setdefault(edit.key, edit)
+        if other.target != edit.target:
+            raise UserError(
+                f"{path}: edits contradict each other: {edit.subject!r} with {edit.relation.id!r} is to be "
+                f"both {other.target!r} and {edit.target!r}; keep one"
+            )
+        merged += other is not edit
+    if merged:
+        log.warning("%s: %d identical edits were merged", path, merged)
+    return list(found.values())
+
+
+class _Item:
+    """One MQuAKE item."""
+
+    def __init__(self, path: str | Path, index: int, row: Any) -> None:
+        self.at = _At(path, f"[{index}]", row)
+
+    def edits(self) -> list[Edit]:
+        return [self._edit(at) for at in self.at.children("requested_rewrite")]
+
+    def _edit(self, at: _At) -> Edit:
+        prompt = at.template("prompt", at.text("prompt"))
+        id = at.text("relation_id")
+        known = mquake().get(id)
+        if known is None or known.prompt != prompt:
+            question = at.text("question", optional=True).replace(at.text("subject"), "{}", 1)
+            known = Relation(
+                id=id,
+                prompts=(prompt,),
+                questions=(question,) if question.count("{}") == 1 else (),
+                phrases=known.phrases if known else (),
+            )
+        new = at.child("target_new").text("str")
+        return _changing(
+            at,
+            "target_new",
+            Edit(
+                subject=at.text("subject"),
+                relation=known,
+                target=new,
+                old=at.child("target_true").text("str") if "target_true" in at.row else "",
+                aliases=self._aliases(new),
+            ),
+        )
+
+    def _aliases(self, answer: str) -> tuple[str, ...]:
+        for hop in self.at.children("new_single_hops"):
+            if hop.text("answer") == answer:
+                return hop.texts("answer_alias")
+        return ()
+
+    def case(self) -> Case:
+        at = self.at
+        edits = self.edits()
+        before, hops_before = self._chain("triples", "single_hops")
+        after, hops_after = self._chain("new_triples", "new_single_hops")
+        keys = {edit.key for edit in edits}
+        edited = tuple(i for i, fact in enumerate(after.facts) if fact.key in keys)
+        if not edited:
+            raise at.fail("orig.new_triples", "holds no edited fact", "check requested_rewrite")
+        paraphrases = []
+        for row, edit in zip(at.children("requested_rewrite"), edits, strict=True):
+            own = row.templates("scored_paraphrases")
+            held = held_out(edit.relation.id)
+            paraphrases.append(own or ((*held.prompts, *held.questions) if held else ()))
+        questions = at.texts("questions")
+        if not questions:
+            raise at.fail("questions", "is missing or empty", "give at least one multi-hop question")
+        return Case(
+            id=str(at.row.get("case_id", at.field)),
+            edits=tuple(edits),
+            before=before,
+            after=after,
+            questions=questions,
+            answer=at.text("answer"),
+            answer_aliases=at.texts("answer_alias"),
+            new_answer=at.text("new_answer"),
+            new_answer_aliases=at.texts("new_answer_alias"),
+            hops_before=hops_before,
+            hops_after=hops_after,
+            edited=edited,
+            paraphrases=tuple(paraphrases),
+            raw=at.row,
+        )
+
+    def _chain(self, triples: str, hops: str) -> tuple[Chain, tuple[Hop, ...]]:
+        orig = self.at.child("orig")
+        ids = orig.get(triples, list, "give a list of triples")
+        labels = orig.get(f"{triples}_labeled", list, "give a list of triples")
+        asked = self.at.children(hops)
+        if not len(ids) == len(labels) == len(asked):
+            raise self.at.fail(
+                hops,
+                f"has {len(asked)} hops, orig.{triples} {len(ids)} and orig.{triples}_labeled {len(labels)}",
+                "give as many of each",
+            )
+        facts, said = [], []
+        for i, (triple, label, hop) in enumerate(zip(ids, labels, asked, strict=True)):
+            if not (isinstance(triple, list) and isinstance(label, list) and len(triple) == len(label) == 3):
+                raise orig.fail(f"{triples}[{i}]", "is not a triple", "give [subject, relation, object]")
+            one = Hop(hop.text("question"), hop.text("cloze"), hop.text("answer"), hop.texts("answer_alias"))
+            relation = mquake().get(triple[1]) or Relation(
+                triple[1], (one.cloze.replace(label[0], "{}", 1),), name=label[1]
+            )
+            facts.append(Fact(label[0], relation, label[2], one.aliases))
+            said.append(one)
+        return Chain(tuple(facts)), tuple(said)

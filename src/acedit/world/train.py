@@ -1,0 +1,311 @@
+"""Train the bundled model: a small Qwen3 that recalls, composes in one pass, and thinks aloud.
+
+    train(Path("out/bundled"), Settings())        # about an hour on two cores; resumes where it was
+
+Every step draws its documents from (seed, step) alone, so an interrupted run goes on as if it had never
+stopped. Hidden matrices learn by Muon, embeddings and norms by AdamW, both with a cosine decay. The
+loss (nats a token) is taken where a document says something (objects, answers, thoughts) and nowhere
+else.
+
+Footgun: accuracies printed on the way are all-tokens-argmax on the answer, which is what greedy decoding
+would give for that one wording; the model card's table is made by generation, afterwards.
+"""
+
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from acedit.world.corpus import Corpus, Document
+from acedit.world.graph import World, build_world
+from acedit.world.tokenizer import train_tokenizer
+
+MIXTURE_START = {"one_hop": 0.75, "two_hop": 0.15, "three_hop": 0.03, "thoughts": 0.07}
+MIXTURE_END = {"one_hop": 0.26, "two_hop": 0.32, "three_hop": 0.30, "thoughts": 0.12}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training run depends on; `tokens_per_step` counts real tokens, not padding."""
+
+    seed: int = 0
+    steps: int = 2300
+    tokens_per_step: int = 9000
+    d_model: int = 128
+    layers: int = 8
+    n_neurons: int = 640
+    heads: int = 4
+    kv_heads: int = 2
+    vocab_size: int = 4096
+    context: int = 2048
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    weight_decay: float = 0.1
+    warmup: int = 60
+    ramp: float = 0.25  # share of the run over which the mixture moves to its end
+    long_every: int = 2  # a few-shot document comes in every so many steps
+
+
+def build_model(settings: Settings, vocab_size: int) -> Qwen3ForCausalLM:
+    """A freshly initialised Qwen3 of the settings' shape."""
+    torch.manual_seed(settings.seed)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocab_size,
+            hidden_size=settings.d_model,
+            intermediate_size=settings.n_neurons,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            num_key_value_heads=settings.kv_heads,
+            head_dim=settings.d_model // settings.heads,
+            max_position_embeddings=settings.context,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            bos_token_id=None,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+    )
+
+
+def documents(corpus_of: Callable[[int], Corpus], settings: Settings, step: int) -> list[Document]:
+    """The documents of one step, about `tokens_per_step` tokens in all (at 4 characters a token)."""
+    corpus = corpus_of(step)
+    rng = random.Random(f"{settings.seed}/{step}")
+    along = min(1.0, step / (settings.ramp * settings.steps))
+    odds = {k: (1 - along) * MIXTURE_START[k] + along * MIXTURE_END[k] for k in MIXTURE_START}
+    drawn: list[Document] = []
+    budget = settings.tokens_per_step * 3.6
+    if step % settings.long_every == 0 and along > 0.5:
+        kind = "few_shot_thoughts" if rng.random() < 0.7 else "few_shot"
+        drawn.append(corpus.draw(kind))
+    kinds, weights = list(odds), list(odds.values())
+    while budget > 0:
+        drawn.append(corpus.draw(rng.choices(kinds, weights)[0]))
+        budget -= len(drawn[-1].text)
+    return drawn
+
+
+def tokenized(
+    tokenizer: PreTrainedTokenizerFast, docs: Sequence[Document]
+) -> list[tuple[list[int], list[bool]]]:
+    """Token ids and, for each, whether it is learned (it starts inside one of the document's spans)."""
+    rows = []
+    batch = tokenizer([doc.text for doc in docs], return_offsets_mapping=True)
+    for doc, ids, offsets in zip(docs, batch["input_ids"], batch["offset_mapping"], strict=True):
+        learned = [any(a <= start < b for a, b in doc.spans) for start, _ in offsets]
+        rows.append((ids, learned))
+    return rows
+
+
+def micro_batches(
+    rows: list[tuple[list[int], list[bool]]], tokens: int = 1200
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of like length, right-padded: input ids and the learned mask, both (batch, seq)."""
+    rows = sorted(rows, key=lambda row: len(row[0]))
+    batch: list[tuple[list[int], list[bool]]] = []
+    for row in [*rows, None]:
+        if row is None or (batch and len(row[0]) * (len(batch) + 1) > tokens):
+            width = len(batch[-1][0])
+            ids = torch.zeros(len(batch), width, dtype=torch.long)
+            mask = torch.zeros(len(batch), width, dtype=torch.bool)
+            for i, (tokens_of, learned) in enumerate(batch):
+                ids[i, : len(tokens_of)] = torch.tensor(tokens_of)
+                mask[i, : len(learned)] = torch.tensor(learned)
+            yield ids, mask
+            batch = []
+        if row is not None:
+            batch.append(row)
+
+
+def learned_logits(model: Qwen3ForCausalLM, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n_learned, vocab) and targets (n_learned,), taken only where the mask reads them."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    keep = mask[:, 1:]
+    return model.lm_head(hidden[:, :-1][keep]), ids[:, 1:][keep]
+
+
+@torch.no_grad()
+def probe(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, docs: Sequence[Document]) -> float:
+    """Share of documents all of whose learned tokens are the argmax."""
+    right = total = 0
+    model.eval()
+    for ids, mask in micro_batches(tokenized(tokenizer, docs)):
+        logits, targets = learned_logits(model, ids, mask)
+        wrong = torch.zeros(ids.shape[0], dtype=torch.bool)
+        rows = mask[:, 1:].nonzero()[:, 0]
+        wrong[rows[logits.argmax(-1) != targets]] = True
+        right += int((~wrong).sum())
+        total += ids.shape[0]
+    model.train()
+    return right / total
+
+
+class HeldOut(Corpus):
+    """The same texts over development chains, which training never composes."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        super().__init__(world, seed)
+        self._chains = {
+            hops: [path for path in world.chains(hops) if world.pool(path) == "dev"] for hops in (2, 3, 4)
+        }
+
+
+def train(
+    out: Path, settings: Settings, *, say: Callable[[str], None] = print, save_every: int = 100
+) -> Path:
+    """Train to `settings.steps` and write the model in bf16 to `out`; goes on where `out` stopped.
+
+    Returns the folder `out`, which then holds an ordinary Hugging Face checkpoint and `training.json`.
+    Raises OSError where `out` cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    world = build_world()
+    base = Corpus(world, settings.seed)
+
+    def corpus_of(step: int) -> Corpus:
+        base.reseed(f"{settings.seed}/{step}")
+        return base
+
+    tokenizer = _tokenizer(out, world, corpus_of, settings)
+    model = build_model(settings, settings.vocab_size)
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    muon = torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay, nesterov=True)
+    adam = torch.optim.AdamW(others, lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    parameters = sum(p.numel() for p in model.parameters())
+    say(
+        f"{parameters:,} parameters; {len(world.facts):,} facts about {len(world.kinds):,} entities;"
+        f" settings {json.dumps(asdict(settings))}"
+    )
+    held = HeldOut(world, 1)
+    probes = {
+        kind: [held.draw(kind) for _ in range(300)]
+        for kind in ("one_hop", "two_hop", "three_hop", "thoughts")
+    }
+    done = _resume(out, model, (muon, adam), settings)
+    if done:
+        say(f"resuming at step {done}")
+    model.train()
+    started, seen, first = time.monotonic(), 0, done
+    losses: list[float] = []
+    for step in range(done, settings.steps):
+        scale = _schedule(step, settings)
+        muon.param_groups[0]["lr"] = settings.muon_lr * scale
+        adam.param_groups[0]["lr"] = settings.adam_lr * scale
+        rows = tokenized(tokenizer, documents(corpus_of, settings, step))
+        learned = sum(sum(mask[1:]) for _, mask in rows)
+        total = 0.0
+        for ids, mask in micro_batches(rows):
+            logits, targets = learned_logits(model, ids, mask)
+            loss = F.cross_entropy(logits, targets, reduction="sum") / learned
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        muon.step()
+        adam.step()
+        model.zero_grad(set_to_none=True)
+        seen += sum(len(ids) for ids, _ in rows)
+        losses.append(total)
+        if (step + 1) % 50 == 0 or step + 1 == settings.steps:
+            spent = time.monotonic() - started
+            left = spent / (step + 1 - first) * (settings.steps - step - 1)
+            say(
+                f"step {step + 1}/{settings.steps}  loss {sum(losses) / len(losses):.3f} nats  "
+                f"{seen / spent:,.0f} tokens/s  {spent / 60:.1f} min, {left / 60:.1f} min left"
+            )
+            losses = []
+        if (step + 1) % 250 == 0 or step + 1 == settings.steps:
+            marks = "  ".join(f"{k} {probe(model, tokenizer, d):.3f}" for k, d in probes.items())
+            say(f"  held out (dev): {marks}")
+        if (step + 1) % save_every == 0:
+            _checkpoint(out, model, (muon, adam), step + 1, settings)
+    model.to(torch.bfloat16)
+    model.generation_config.do_sample = False
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+def _tokenizer(
+    out: Path, world: World, corpus_of: Callable[[int], Corpus], settings: Settings
+) -> PreTrainedTokenizerFast:
+    """The tokenizer an interrupted run left, or one trained on a sample of the texts to come."""
+    if (out / "resume.safetensors").exists() and (out / "tokenizer.json").exists():
+        kept: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(out)
+        return kept
+    sample = [doc.text for step in range(30) for doc in documents(corpus_of, settings, step * 50)]
+    tokenizer = train_tokenizer(
+        [*sample, *(f" {name}" for name in world.kinds for _ in range(40))],
+        settings.vocab_size,
+        settings.context,
+    )
+    tokenizer.save_pretrained(out)
+    return tokenizer
+
+
+def _schedule(step: int, settings: Settings) -> float:
+    """Linear warm-up, then a cosine to nothing."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    along = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return 0.5 * (1 + math.cos(math.pi * along))
+
+
+def _checkpoint(
+    out: Path,
+    model: torch.nn.Module,
+    optimizers: tuple[torch.optim.Optimizer, ...],
+    step: int,
+    settings: Settings,
+) -> None:
+    tensors = {f"model/{name}": p.detach().contiguous() for name, p in model.named_parameters()}
+    for i, optimizer in enumerate(optimizers):
+        for key, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                tensors[f"optimizer/{i}/{key}/{name}"] = torch.as_tensor(value).contiguous()
+    metadata = {"step": str(step), "settings": json.dumps(asdict(settings))}
+    partial = out / "resume.safetensors.partial"
+    save_file(tensors, partial, metadata=metadata)
+    os.replace(partial, out / "resume.safetensors")
+
+
+def _resume(
+    out: Path,
+    model: torch.nn.Module,
+    optimizers: tuple[torch.optim.Optimizer, ...],
+    settings: Settings,
+) -> int:
+    """Load what an interrupted run of the same settings left; the number of steps it had done."""
+    from safetensors import safe_open
+
+    path = out / "resume.safetensors"
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as f:
+        metadata = f.metadata()
+    if json.loads(metadata["settings"]) != asdict(settings):
+        return 0
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(tensors[f"model/{name}"])
+    for i, optimizer in enumerate(optimizers):
+        whole = optimizer.state_dict()
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith(f"optimizer/{i}/"):
+                _, _, key, field = name.split("/")
+                state.setdefault(int(key), {})[field] = value
+        optimizer.load_state_dict({**whole, "state": state})
+    return int(metadata["step"])
