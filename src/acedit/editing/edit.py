@@ -1,0 +1,215 @@
+"""The main job: edits in, a patch out, the model unchanged.
+
+    patch = edit(lm, edits, known=facts, method="ace")
+    with patch.applied(lm):
+        lm.answer("Which country does his sport come from?")
+
+What makes an edit: its own wordings, the known facts that lead to its subject or follow from its new
+object, and the model's own beliefs. What it never sees: anything that starts from an entity of
+`exclude`, any wording kept for scoring, and the facts `compose.reserved` keeps.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from acedit.attribution.plan import Plan
+from acedit.editing.batch import split
+from acedit.editing.covariance import covariances
+from acedit.editing.keys import keys_at
+from acedit.editing.methods import Method
+from acedit.editing.methods import method as named_method
+from acedit.editing.patch import LayerUpdate, Patch
+from acedit.editing.stages import Stage, Update, Writing, polish, sweep, whitening
+from acedit.editing.target import search
+from acedit.errors import UserError
+from acedit.knowledge.compose import Composer, Prompt
+from acedit.knowledge.facts import Edit, Fact
+from acedit.lm.model import LanguageModel
+
+log = logging.getLogger("acedit")
+
+Progress = Callable[[str], None]
+
+
+def edit(
+    lm: LanguageModel,
+    edits: Sequence[Edit],
+    *,
+    known: Sequence[Fact] = (),
+    method: str | Method = "ace",
+    exclude: Collection[str] = (),
+    plan: Plan | None = None,
+    seed: int = 0,
+    text: Sequence[str] | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Patch:
+    """Write `edits` (at least one) into a patch; `lm` is unchanged on return, also when this raises.
+
+    known: what the model knows already; prompts that reach the subjects, consequences, and what is to
+    be protected come from it. exclude: entities no prompt may start from. plan: layers, found by
+    `locate` if not given. text: what the key covariance is taken over; the known facts' own sentences
+    if not given.
+
+    Raises UserError for edits that contradict each other, or whose prompts do not fit the model.
+    """
+    chosen = named_method(method) if isinstance(method, str) else method
+    _check(edits)
+    tell = progress or (lambda _: None)
+    fingerprint = lm.fingerprint
+    if not known:
+        log.warning(
+            "no known facts given: the edit is made from its own prompts alone, "
+            "so chains that pass through it, and its neighbours, are not looked after"
+        )
+    known = _believed(lm, edits, known)
+    composer = Composer(edits, known, exclude=exclude, seed=seed, amounts=chosen.amounts)
+    prompts = composer.prompts()
+    if plan is None:
+        from acedit.attribution.locate import find_plan
+
+        tell("choosing layers")
+        plan = find_plan(lm, edits, prompts)
+    updates = _write(lm, edits, prompts, chosen, plan, seed, text, cache_dir, tell)
+    return Patch(
+        updates=tuple(LayerUpdate(u.layer, u.left.cpu(), u.right.cpu()) for u in updates),
+        edits=tuple(edits),
+        plan=plan.to_json(),
+        method=chosen.name,
+        settings=asdict(chosen),
+        seed=seed,
+        fingerprint=fingerprint,
+        scores={},
+    )
+
+
+def _check(edits: Sequence[Edit]) -> None:
+    if not edits:
+        raise UserError("there are no edits: give at least one")
+    targets: dict[tuple[str, str], str] = {}
+    for one in edits:
+        other = targets.setdefault(one.key, one.target)
+        if other != one.target:
+            raise UserError(
+                f"two edits contradict each other: {one.subject!r} with {one.relation.id!r} is to be "
+                f"both {other!r} and {one.target!r}; keep one"
+            )
+
+
+def _believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) -> list[Fact]:
+    """`known` less the facts about new objects, one or two hops on, that the model does not hold."""
+    by_subject: dict[str, list[Fact]] = {}
+    for fact in known:
+        by_subject.setdefault(fact.subject, []).append(fact)
+    onward = {f.key: f for e in edits for f in by_subject.get(e.target, ())}
+    onward |= {g.key: g for f in list(onward.values()) for g in by_subject.get(f.object, ())}
+    if not onward:
+        return list(known)
+    asked = [Prompt(f.prompt, f.subject, f.object, "replay", -1) for f in onward.values()]
+    doubted = set()
+    with torch.no_grad():
+        for batch in split(lm, asked):
+            hidden = lm.run_backbone(batch.encoded)
+            logits = lm.head_logits(batch.at_answers(hidden))
+            for prompt, right in zip(batch.prompts, batch.right(logits).tolist(), strict=True):
+                if not right:
+                    doubted.add((prompt.subject, prompt.template))
+    return [f for f in known if f.key not in onward or (f.subject, f.prompt) not in doubted]
+
+
+def _layers(stage: Stage, plan: Plan) -> tuple[int, ...]:
+    found: tuple[int, ...] = getattr(plan, f"{stage.where}_layers")
+    return found
+
+
+def _write(
+    lm: LanguageModel,
+    edits: Sequence[Edit],
+    prompts: Sequence[Prompt],
+    chosen: Method,
+    plan: Plan,
+    seed: int,
+    text: Sequence[str] | None,
+    cache_dir: Path | None,
+    tell: Progress,
+) -> list[Update]:
+    """Targets, the sweep, the polish."""
+    replay = split(lm, [p for p in prompts if p.kind == "replay"], rows=32)
+    single = [p for p in prompts if p.kind != "replay"]
+    if not chosen.wordings:
+        single = [p for p in single if p.template == edits[p.edit].prompt]
+    if chosen.prefixes:
+        single = _prefixed(lm, single, chosen.prefixes, seed)
+    writings = []
+    for stage in chosen.stages:
+        rows = [p for p in single if p.kind in stage.kinds]
+        layers = _layers(stage, plan)
+        if not rows or not layers:
+            continue
+        tell(f"{stage.name} stage: v* for {len(edits)} edits at layer {layers[-1]}")
+        batches = tuple(split(lm, rows))
+        targets = search(
+            lm,
+            batches,
+            layers[-1],
+            token=stage.token,
+            n_edits=len(edits),
+            settings=stage.target,
+        )
+        writings.append(Writing(stage, layers, batches, targets))
+    touched = sorted({layer for stage in chosen.stages for layer in _layers(stage, plan)})
+    texts = text or _sentences(prompts)
+    c = covariances(lm, texts, touched, cache_dir=cache_dir)
+
+    def preserve(layer: int) -> Float[Tensor, "n_neurons n_neurons"]:
+        p = chosen.lam * lm.n_neurons * c[layer].double()
+        if chosen.known and replay:
+            keys = torch.cat(
+                [
+                    keys_at(lm, batch.encoded, layer, batch.positions(token))[0]
+                    for batch in replay
+                    for token in ("subject", "last")
+                ]
+            ).double()
+            p = p + chosen.known * lm.n_neurons * (keys.T @ keys) / len(keys)
+        return p
+
+    if writings:
+        tell("writing layer by layer")
+        updates = sweep(lm, writings, preserve, ridge=chosen.ridge)
+    else:
+        zero = torch.zeros(lm.d_model, 1, device=lm.device)
+        updates = [Update(layer, zero, torch.zeros(1, lm.n_neurons, device=lm.device)) for layer in touched]
+    if chosen.polish is not None:
+        tell("polishing")
+        pulled = [p for p in single if p.kind in chosen.polished]
+        whiten = None
+        if chosen.polish.space == "whitened":
+            whiten = {layer: whitening(preserve(layer)) for layer in touched}
+        batches = split(lm, pulled, rows=32)
+        updates = polish(lm, updates, batches, replay, chosen.polish, seed=seed, whiten=whiten)
+    return updates
+
+
+def _prefixed(lm: LanguageModel, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+    """Each prompt as it is and behind `count` short contexts of the model's own making (MEMIT)."""
+    starts = ("The", "Therefore", "Because", "I", "You", "Today")
+    texts = lm.generate(list(starts[:count]), max_new_tokens=8)
+    contexts = [f"{start}{text.rstrip()}. " for start, text in zip(starts, texts, strict=False)]
+    clean = [c.replace("{", "").replace("}", "") for c in contexts]
+    return [
+        *prompts,
+        *(replace(p, template=context + p.template) for p in prompts for context in clean),
+    ]
+
+
+def _sentences(prompts: Sequence[Prompt]) -> list[str]:
+    """The text a covariance is taken over where none was given: what is known, said in full."""
+    said = [p for p in prompts if p.kind in ("replay", "keep")] or list(prompts)
+    return [f"{p.text} {p.answer}." for p in said]

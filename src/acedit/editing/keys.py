@@ -1,0 +1,43 @@
+"""Keys and the residual stream where an edit is written.
+
+keys, residual = keys_at(lm, batch.encoded, layer, positions)
+# (rows, n_neurons) the down projection's input; (rows, d_model) the stream after the block
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from acedit.lm.model import Encoded, LanguageModel
+from acedit.lm.trace import first
+
+
+@torch.no_grad()
+def keys_at(
+    lm: LanguageModel, encoded: Encoded, layer: int, positions: Int[Tensor, " rows"]
+) -> tuple[Float[Tensor, "rows n_neurons"], Float[Tensor, "rows d_model"]]:
+    """Coefficients m (an edit's key) and the residual stream after block `layer`, at one token a row.
+
+    The model as it stands is run: with earlier layers already written, these are the keys the paper's
+    sweep needs (Eq. 12, layer by layer).
+    """
+    rows = torch.arange(len(encoded), device=encoded.input_ids.device)
+    kept: dict[str, Tensor] = {}
+
+    def on_keys(_: object, args: tuple[Tensor, ...]) -> None:
+        shaped = args[0].reshape(len(encoded), -1, args[0].shape[-1])
+        kept["keys"] = shaped[rows, positions].float()
+
+    def on_block(_: object, __: object, output: object) -> None:
+        kept["residual"] = first(output)[rows, positions].float()
+
+    handles = [
+        lm.down(layer).register_forward_pre_hook(on_keys),
+        lm.block(layer).register_forward_hook(on_block),
+    ]
+    try:
+        lm.run_backbone(encoded)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept["keys"], kept["residual"]

@@ -1,0 +1,14 @@
+"""MEMIT (Meng et al. 2022b): one delta on the FFN, spread evenly over shallow layers."""
+
+from acedit.editing.methods.method import Method
+from acedit.editing.stages import Stage
+
+METHODS = (
+    Method(
+        name="memit",
+        summary="single-hop prompts, subject token, shallow layers, even spread (Meng et al. 2022)",
+        stages=(Stage("query", kinds=("single",), token="subject", where="query", spread="even"),),
+        prefixes=3,
+        wordings=False,
+    ),
+)

@@ -1,0 +1,31 @@
+"""What a method states: its stages, its weights of preservation, and whether gradients follow."""
+
+from dataclasses import dataclass, field
+
+from acedit.editing.stages import Polish, Stage
+from acedit.knowledge.compose import Amounts, Kind
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as data; `edit` runs it.
+
+    stages: in no order, all targets are searched on the unedited model and written in one ascending
+    sweep. lam: λ of Eq. 11, on C = E[k kᵀ] of the text, as a multiple of N: kᵀ C⁻¹ k grows with N, so
+    the paper's 6000 for GPT-J's N = 16,384 is 0.37·N. known: weight on the mean outer product of the
+    keys of known facts at edited positions. ridge: on the identity, in multiples of a key's mean
+    squared length over N. prefixes: how many sampled contexts each single-hop prompt is repeated behind
+    (MEMIT). polished: prompts the gradient steps pull; none for methods that stop at the closed form.
+    """
+
+    name: str
+    summary: str
+    stages: tuple[Stage, ...]
+    lam: float = 6000 / 16384
+    known: float = 0.0
+    ridge: float = 0.0
+    prefixes: int = 0
+    wordings: bool = True  # write every wording of the relation, or the edit's own prompt alone
+    amounts: Amounts = field(default_factory=Amounts)
+    polish: Polish | None = None
+    polished: tuple[Kind, ...] = ("single", "lead", "ripple", "middle", "keep")

@@ -1,0 +1,27 @@
+"""PMET (Li et al. 2024): deltas on attention and FFN are optimised together, only the FFN is written.
+
+Single-hop prompts behind sampled prefixes, the subject's last token, shallow layers, square-root spread.
+"""
+
+from acedit.editing.methods.method import Method
+from acedit.editing.stages import Stage
+from acedit.editing.target import TargetSettings
+
+METHODS = (
+    Method(
+        name="pmet",
+        summary="single-hop prompts, subject token, shallow layers, root spread (Li et al. 2024)",
+        stages=(
+            Stage(
+                "query",
+                kinds=("single",),
+                token="subject",
+                where="query",
+                spread="root",
+                target=TargetSettings(attention=True),
+            ),
+        ),
+        prefixes=3,
+        wordings=False,
+    ),
+)

@@ -1,0 +1,155 @@
+"""The v* search (Eq. 13): what a layer would have to write for the model to say the new object.
+
+    found = search(lm, batch, layer, token="subject", settings=TargetSettings())
+    found.delta       # (n_edits, d_model), to be added to the residual stream after block `layer`
+    found.loss        # (n_edits,), nats a token, at the end: the *reach* of that layer and token
+
+All edits of a batch are searched together; only the blocks above the layer run, and logits are taken
+only where the loss reads them. δ is one vector an edit, shared by all its rows.
+
+Deviations from the paper, measured in docs/decisions.md: steps are relative to the residual's own norm
+(lr·‖h‖/√d), δ is clamped at a multiple of ‖h‖, and each edit stops by itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from acedit.editing.batch import Batch
+from acedit.lm.model import LanguageModel
+from acedit.lm.suffix import Suffix
+from acedit.lm.trace import first
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """steps and lr as in appendix F, lr relative to ‖h‖/√d; clamp in multiples of ‖h‖; losses in nats."""
+
+    steps: int = 30
+    lr: float = 0.2
+    clamp: float = 1.5
+    stop: float = 0.02  # an edit whose NLL is below stops moving
+    kl: float = 0.0625  # weight (μ) of what must stay said
+    attention: bool = False  # PMET: optimise a delta on attention's output too, and drop it
+
+
+@dataclass(frozen=True)
+class Targets:
+    """delta: (n_edits, d_model) in the residual stream after the block; loss: (n_edits,) nats."""
+
+    delta: Float[Tensor, "n_edits d_model"]
+    loss: Float[Tensor, " n_edits"]
+
+
+def search(
+    lm: LanguageModel,
+    batches: Sequence[Batch],
+    layer: int,
+    *,
+    token: str,
+    n_edits: int,
+    settings: TargetSettings,
+) -> Targets:
+    """Search δ for every edit at once, on the model as it stands.
+
+    Rows of kind `keep` are held to the model's own distribution (KL, weight `kl`), the rest are pulled
+    to their answer (φ = 1; the paper's later drop to 0.1 is the stop of each edit here).
+    """
+    runs = [_Run(lm, batch, layer, token, settings.attention) for batch in batches]
+    norm = torch.zeros(n_edits, device=lm.device)
+    count = torch.zeros_like(norm)
+    for run in runs:
+        norm = norm.index_add(0, run.edit, run.at.norm(dim=-1))
+        count = count.index_add(0, run.edit, torch.ones_like(run.at[:, 0]))
+    norm = norm / count.clamp(min=1)
+    scale = (norm / lm.d_model**0.5)[:, None]
+    parts = 2 if settings.attention else 1
+    raw = torch.zeros(parts, n_edits, lm.d_model, device=lm.device, requires_grad=True)
+    adam = torch.optim.Adam([raw], lr=settings.lr)
+    loss = torch.full((n_edits,), float("inf"), device=lm.device)
+    for _ in range(settings.steps + 1):
+        delta = raw * scale
+        limit = settings.clamp * norm[:, None]
+        delta = delta * (limit / delta.norm(dim=-1, keepdim=True).clamp(min=1e-9)).clamp(max=1.0)
+        nll = torch.zeros(n_edits, device=lm.device)
+        keep = torch.zeros_like(nll)
+        wanted = torch.zeros_like(nll)
+        kept = torch.zeros_like(nll)
+        for run in runs:
+            pull, hold = run.losses(delta)
+            wants = run.wants
+            nll = nll.index_add(0, run.edit[wants], pull[wants])
+            wanted = wanted.index_add(0, run.edit[wants], torch.ones_like(pull[wants]))
+            keep = keep.index_add(0, run.edit[~wants], hold[~wants])
+            kept = kept.index_add(0, run.edit[~wants], torch.ones_like(hold[~wants]))
+        each = nll / wanted.clamp(min=1)
+        loss = each.detach()
+        total = each + settings.kl * keep / kept.clamp(min=1)
+        moving = (loss > settings.stop).to(total.dtype)
+        if not bool(moving.any()):
+            break
+        adam.zero_grad()
+        (total * moving).sum().backward()
+        before = raw.detach().clone()
+        adam.step()
+        with torch.no_grad():
+            raw.copy_(torch.where(moving[None, :, None] > 0, raw, before))
+    return Targets(delta[-1].detach(), loss)
+
+
+class _Run:
+    """One batch's suffix from the layer up, with δ put in."""
+
+    def __init__(self, lm: LanguageModel, batch: Batch, layer: int, token: str, attention: bool) -> None:
+        self.lm, self.batch, self.layer, self.attention = lm, batch, layer, attention
+        self.edit: Int[Tensor, " rows"] = batch.edits()
+        self.position = batch.positions(token)
+        self.rows = torch.arange(len(batch), device=lm.device)
+        self.wants = torch.tensor([p.kind != "keep" for p in batch.prompts], device=lm.device)
+        self.suffix = Suffix(lm, batch.encoded, layer if attention else layer + 1)
+        after = self.suffix if not attention else Suffix(lm, batch.encoded, layer + 1)
+        self.at = after.hidden[self.rows, self.position].float()
+        with torch.no_grad():
+            own = batch.at_answers(self.suffix.run())
+            self.reference = self.suffix.logits(own).log_softmax(-1)
+
+    def _place(self, delta: Tensor, like: Tensor) -> Tensor:
+        added = torch.zeros_like(like)
+        return added.index_put((self.rows, self.position), delta[self.edit].to(like.dtype))
+
+    def losses(self, delta: Float[Tensor, "parts n_edits d_model"]) -> tuple[Tensor, Tensor]:
+        """NLL of each row's answer and KL from the model's own distribution there, nats a token."""
+        if self.attention:
+            final = self._run_with_attention(delta)
+        else:
+            hidden = self.suffix.hidden
+            final = self.suffix.run(hidden + self._place(delta[0], hidden))
+        logits = self.suffix.logits(self.batch.at_answers(final))
+        hold = F.kl_div(logits.log_softmax(-1), self.reference, log_target=True, reduction="none")
+        return self.batch.nll(logits), self.batch.row_mean(hold.sum(-1))
+
+    def _run_with_attention(self, delta: Tensor) -> Tensor:
+        lm, layer = self.lm, self.layer
+
+        def on_attention(_: object, __: object, output: object) -> object:
+            moved = first(output) + self._place(delta[0], first(output))
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        def on_block(_: object, __: object, output: object) -> object:
+            moved = first(output) + self._place(delta[1], first(output))
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        added_by = lm.attention_post_norm(layer) or lm.attention(layer)
+        handles = [
+            added_by.register_forward_hook(on_attention),
+            lm.block(layer).register_forward_hook(on_block),
+        ]
+        try:
+            return self.suffix.run()
+        finally:
+            for handle in handles:
+                handle.remove()
