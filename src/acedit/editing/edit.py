@@ -24,7 +24,7 @@ from acedit.editing.covariance import covariances
 from acedit.editing.keys import keys_at
 from acedit.editing.methods import Method
 from acedit.editing.methods import method as named_method
-from acedit.editing.patch import LayerUpdate, Patch
+from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.editing.stages import Stage, Update, Writing, polish, sweep, whitening
 from acedit.editing.target import search
 from acedit.errors import UserError
@@ -85,7 +85,7 @@ def edit(
         settings=asdict(chosen),
         seed=seed,
         fingerprint=fingerprint,
-        scores={},
+        place=place_of(lm, [u.layer for u in updates]),
     )
 
 

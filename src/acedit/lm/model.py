@@ -174,6 +174,7 @@ class LanguageModel:
     head_dim: int
     vocab_size: int
     context: int
+    patch_stack: Any = None  # the patches that are on, see editing.patch
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any):
         """Wrap a loaded model. Raises `UserError` for an unknown family or offloaded weights."""

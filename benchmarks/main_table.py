@@ -1,0 +1,121 @@
+"""The main table: ACE, its ablations and its rivals on fresh cases of the bundled world.
+
+    python benchmarks/main_table.py --pool test --seeds 0 1 2 --n 100 --batch 25 --out results/batch25.json
+
+Rows are method × seed; a row that is already in --out (same settings) is not made again, so an
+interrupted run goes on where it stopped. The markdown table of means over seeds is printed at the end.
+Cases are drawn one third each with the edited fact first, in the middle and last.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections import defaultdict
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+import acedit
+from acedit.benchmark.evaluate import run_method
+from acedit.benchmark.score import METRICS, Scorer, summarise
+from acedit.knowledge.facts import Fact, cases_from
+from acedit.knowledge.relations import mquake
+from acedit.world.cases import make_cases
+from acedit.world.graph import build_world
+
+
+def known_facts() -> list[Fact]:
+    world = build_world()
+    relations = mquake()
+    return [
+        Fact(f.subject, relations[f.relation], f.object, world.aliases.get(f.object, ()))
+        for f in world.facts
+    ]
+
+
+def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
+    out = Path(args.out)
+    rows: list[dict[str, object]] = json.loads(out.read_text()) if out.exists() else []
+    done = {json.dumps(row["settings"], sort_keys=True) for row in rows}
+    lm = acedit.load(args.model, dtype=torch.float32)
+    known = known_facts()
+    for seed in args.seeds:
+        scorer = None
+        for method in args.methods:
+            settings = {
+                "model": lm.fingerprint,
+                "method": method,
+                "seed": seed,
+                "n": args.n,
+                "batch": args.batch,
+                "pool": args.pool,
+                "edits": args.edits,
+            }
+            if json.dumps(settings, sort_keys=True) in done:
+                continue
+            if scorer is None:
+                rows_raw = make_cases(build_world(), seed=seed, n=args.n, edits=args.edits, pool=args.pool)
+                cases = cases_from(rows_raw)
+                scorer = Scorer(lm, cases, known=known)
+            began = perf_counter()
+            run = run_method(
+                lm,
+                cases,
+                scorer,
+                method,
+                known=known,
+                batch=args.batch,
+                seed=seed,
+                progress=lambda done, of, method=method, seed=seed: print(
+                    f"\r{method} seed {seed}: {done}/{of} cases", end="", file=sys.stderr, flush=True
+                ),
+            )
+            print(f", {perf_counter() - began:.0f} s", file=sys.stderr)
+            rows.append({"settings": settings, "scores": summarise(run.records), "cost": run.cost()})
+            partial = out.with_suffix(".partial")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(rows, indent=1))
+            os.replace(partial, out)
+    return rows
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Means over seeds, a row a method; n is of all seeds."""
+    shown = [m for m in METRICS if m != "mixed"]
+    groups: dict[tuple[str, int], list[dict[str, object]]] = defaultdict(list)
+    for row in rows:
+        settings = row["settings"]
+        groups[settings["method"], settings["batch"]].append(row)
+    lines = [
+        "| method | at once | " + " | ".join(shown) + " | s a fact | rank | norm |",
+        "|---|---|" + "---|" * (len(shown) + 3),
+    ]
+    for (method, batch), group in groups.items():
+        cells = []
+        for metric in shown:
+            values = [g["scores"][metric]["value"] for g in group if g["scores"][metric]["n"]]
+            n = sum(g["scores"][metric]["n"] for g in group)
+            cells.append(f"{sum(values) / len(values):.2f} ({n})" if values else "–")
+        cost = {k: sum(g["cost"][k] for g in group) / len(group) for k in group[0]["cost"]}
+        cells += [f"{cost['seconds_per_fact']:.1f}", f"{cost['rank']:.0f}", f"{cost['norm']:.2f}"]
+        lines.append(f"| {method} | {batch} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--pool", default="dev", choices=("dev", "test"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=25)
+    parser.add_argument("--edits", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", default=["pmet", "ace", "ft-same"])
+    parser.add_argument("--out", required=True)
+    print(table(rows_of(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,381 @@
+"""A patch: an edit as low-rank factors a layer, to keep, apply, take off, stack and ship.
+
+    patch.save("p/");  patch = Patch.load("p/")
+    with patch.applied(lm):
+        lm.answer("Who is ...?")
+    patch.to_lora("adapter/")                # a PEFT adapter, the very same update
+
+The weights of an edited model are always round(base + Σ Δ) with the sum in float32 over the active
+patches in the order of their ids, and the base is kept: so the model is bit for bit its old self once
+the last patch is off, in whatever order they come off, also after an exception.
+
+Footguns: a patch belongs to one checkpoint in one dtype (its fingerprint). Weights written by somebody
+else while a patch is on are lost when it comes off.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from acedit.errors import UserError
+from acedit.knowledge.facts import Edit
+from acedit.knowledge.relations import Relation
+from acedit.lm.model import LanguageModel
+
+SCHEMA = 1
+TENSORS = "patch.safetensors"
+RECORD = "patch.json"
+
+
+class NoWeightChange(UserError):
+    """The method changes no weights, so there is nothing to export."""
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """Δ of one layer's down projection, as (d_model, n_neurons): left @ right, float32."""
+
+    layer: int
+    left: Float[Tensor, "d_model rank"]
+    right: Float[Tensor, "rank n_neurons"]
+
+    def delta(self) -> Float[Tensor, "d_model n_neurons"]:
+        """The product, float32."""
+        return self.left @ self.right
+
+    def shrunk(self) -> "LayerUpdate":
+        """The same Δ with no more than min(columns, d_model, n_neurons) columns, and no rounding but
+        that of the product."""
+        d_model, columns = self.left.shape
+        n_neurons = self.right.shape[1]
+        if columns <= min(d_model, n_neurons):
+            return self
+        if d_model <= n_neurons:
+            return LayerUpdate(self.layer, torch.eye(d_model), self.delta())
+        return LayerUpdate(self.layer, self.delta(), torch.eye(n_neurons))
+
+
+@dataclass(frozen=True)
+class Patch:
+    """An edit of one model. `plan`, `settings` and `scores` are JSON objects; see docs/json.md."""
+
+    updates: tuple[LayerUpdate, ...]
+    edits: tuple[Edit, ...]
+    plan: Mapping[str, Any]
+    method: str
+    settings: Mapping[str, Any]
+    seed: int
+    fingerprint: str
+    place: Mapping[str, Any]  # where it goes: module names by layer, weight orientation, base name
+    scores: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def id(self) -> str:
+        """sha256 (hex) of the factors and of what they were made from."""
+        return hashlib.sha256(self._bytes() + _dump(self._record()).encode()).hexdigest()
+
+    def with_scores(self, scores: Mapping[str, Any]) -> "Patch":
+        """The same patch with its scores written in."""
+        return replace(self, scores=scores)
+
+    # On a model
+
+    def apply(self, lm: LanguageModel) -> None:
+        """Put the patch on `lm`. Raises UserError for another model, or if it is on already."""
+        _stack(lm).add(self)
+
+    def remove(self, lm: LanguageModel) -> None:
+        """Take the patch off `lm`. Raises UserError if it is not on."""
+        _stack(lm).drop(self)
+
+    @contextmanager
+    def applied(self, lm: LanguageModel) -> Iterator[LanguageModel]:
+        """`lm` with the patch on; off again at the end, also when something raises."""
+        self.apply(lm)
+        try:
+            yield lm
+        finally:
+            self.remove(lm)
+
+    def norms(self, lm: LanguageModel) -> dict[int, dict[str, float]]:
+        """By layer: ‖Δ‖ and the base weight's norm (Frobenius), their ratio, and the update's rank."""
+        rows = {}
+        stack = _stack(lm)
+        for update in self.updates:
+            weight = float(stack.base_of(update.layer).float().norm())
+            size = float(update.delta().norm())
+            rank = update.shrunk().left.shape[1]
+            rows[update.layer] = {"update": size, "weight": weight, "ratio": size / weight, "rank": rank}
+        return rows
+
+    # On disk
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {}
+        for update in self.updates:
+            named[f"layer_{update.layer}.left"] = update.left.float().cpu().contiguous()
+            named[f"layer_{update.layer}.right"] = update.right.float().cpu().contiguous()
+        return named
+
+    def _bytes(self) -> bytes:
+        return save_tensors(self._tensors())
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "seed": self.seed,
+            "fingerprint": self.fingerprint,
+            "place": dict(self.place),
+            "edits": [asdict(edit) for edit in self.edits],
+            "plan": dict(self.plan),
+            "settings": dict(self.settings),
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `patch.safetensors` and `patch.json`, whole or not at all.
+
+        Raises UserError where the folder cannot be written.
+        """
+        data = self._bytes()
+        record = {
+            "schema": SCHEMA,
+            **self._record(),
+            "scores": dict(self.scores),
+            "layers": [update.layer for update in self.updates],
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        return _write_folder(Path(folder), {TENSORS: data, RECORD: _dump(record, indent=1).encode()})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Patch":
+        """Read what `save` wrote. Raises UserError for a missing, cut short or altered file."""
+        at = Path(folder)
+        record = _read_record(at / RECORD)
+        data = _read_bytes(at / TENSORS)
+        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+            raise UserError(f"{at / TENSORS}: was cut short or altered since it was saved; get it again")
+        try:
+            tensors = load_tensors(data)
+            updates = tuple(
+                LayerUpdate(layer, tensors[f"layer_{layer}.left"], tensors[f"layer_{layer}.right"])
+                for layer in record["layers"]
+            )
+            edits = tuple(_edit(row) for row in record["edits"])
+            return cls(
+                updates=updates,
+                edits=edits,
+                plan=record["plan"],
+                method=record["method"],
+                settings=record["settings"],
+                seed=record["seed"],
+                fingerprint=record["fingerprint"],
+                place=record["place"],
+                scores=record["scores"],
+            )
+        except (KeyError, TypeError, SafetensorError) as error:
+            raise UserError(f"{at / RECORD}: field {error} is missing or broken; save it again") from error
+
+    def to_lora(self, folder: str | Path) -> Path:
+        """Write the same update as a PEFT adapter, exactly (no SVD): rank as `LayerUpdate.shrunk`.
+
+        Raises NoWeightChange for a patch without updates, UserError where `folder` cannot be written.
+        """
+        if not self.updates:
+            raise NoWeightChange(f"method {self.method!r} changes no weights: there is nothing to export")
+        modules = self.place["modules"]
+        ranks: dict[str, int] = {}
+        tensors: dict[str, Tensor] = {}
+        for update in (update.shrunk() for update in self.updates):
+            name = modules[str(update.layer)]
+            ranks[name] = update.left.shape[1]
+            tensors[f"base_model.model.{name}.lora_A.weight"] = update.right.float().cpu().contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = update.left.float().cpu().contiguous()
+        top = max(ranks.values())
+        others = {name: rank for name, rank in ranks.items() if rank != top}
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "inference_mode": True,
+            "base_model_name_or_path": self.place["base"],
+            "r": top,
+            "lora_alpha": top,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": self.place["fan_in_fan_out"],
+            "target_modules": sorted(ranks),
+            "rank_pattern": others,
+            "alpha_pattern": others,
+        }
+        return _write_folder(
+            Path(folder),
+            {
+                "adapter_model.safetensors": save_tensors(tensors, metadata={"format": "pt"}),
+                "adapter_config.json": _dump(config, indent=1).encode(),
+            },
+        )
+
+
+def place_of(lm: LanguageModel, layers: Sequence[int]) -> dict[str, Any]:
+    """Where updates of `layers` go, in terms PEFT understands."""
+    names = {id(module): name for name, module in lm.model.named_modules()}
+    return {
+        "modules": {str(layer): names[id(lm.down(layer))] for layer in layers},
+        "fan_in_fan_out": lm.family.conv1d,
+        "base": lm.model.config._name_or_path or None,
+    }
+
+
+class PatchStack:
+    """The patches that are on a model, and the base of every weight they touch."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+        self._active: dict[str, Patch] = {}
+        self._base: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def base_of(self, layer: int) -> Tensor:
+        """The down projection's weight as stored, without any patch."""
+        if layer in self._base:
+            return self._base[layer]
+        return self._lm.down_weight(layer).detach()
+
+    def add(self, patch: Patch) -> None:
+        if patch.id in self._active:
+            raise UserError(f"patch {patch.id[:12]} is on already; remove it first")
+        _check_model(patch, self._lm)
+        for update in patch.updates:
+            if not 0 <= update.layer < self._lm.n_layers:
+                raise UserError(f"the patch writes layer {update.layer}, the model has {self._lm.n_layers}")
+            shape = (update.left.shape[0], update.right.shape[1])
+            if shape != (self._lm.d_model, self._lm.n_neurons):
+                raise UserError(f"the patch's layer {update.layer} is {shape}, which does not fit the model")
+        self._set({**self._active, patch.id: patch}, patch)
+
+    def drop(self, patch: Patch) -> None:
+        if patch.id not in self._active:
+            raise UserError(f"patch {patch.id[:12]} is not on this model")
+        self._set({id: one for id, one in self._active.items() if id != patch.id}, patch)
+
+    def _set(self, active: dict[str, Patch], changed: Patch) -> None:
+        """Make `active` so: every new weight is worked out before the first is written."""
+        base = dict(self._base)
+        written: dict[int, Tensor] = {}
+        for layer in [update.layer for update in changed.updates]:
+            if layer not in base:
+                base[layer] = self._lm.down_weight(layer).detach().clone()
+            deltas = [
+                update.delta()
+                for id in sorted(active)
+                for update in active[id].updates
+                if update.layer == layer
+            ]
+            if not deltas:
+                written[layer] = base.pop(layer)
+                continue
+            total = torch.stack(deltas).sum(0) if len(deltas) > 1 else deltas[0]
+            stored = base[layer]
+            total = (total.T if self._lm.family.conv1d else total).to(stored.device)
+            written[layer] = (stored.float() + total).to(stored.dtype)
+        with torch.no_grad():
+            for layer, weight in written.items():
+                self._lm.down_weight(layer).copy_(weight)
+        self._active, self._base = active, base
+
+
+def _stack(lm: LanguageModel) -> PatchStack:
+    if lm.patch_stack is None:
+        lm.fingerprint  # noqa: B018  taken of the base, before the first write
+        lm.patch_stack = PatchStack(lm)
+    stack: PatchStack = lm.patch_stack
+    return stack
+
+
+def _check_model(patch: Patch, lm: LanguageModel) -> None:
+    if patch.fingerprint != lm.fingerprint:
+        raise UserError(
+            f"the patch was made for another model (fingerprint {patch.fingerprint[:12]}, this one is "
+            f"{lm.fingerprint[:12]}); load the checkpoint it was made from, in the same dtype"
+        )
+
+
+def _edit(row: Mapping[str, Any]) -> Edit:
+    relation = row["relation"]
+    return Edit(
+        subject=row["subject"],
+        relation=Relation(
+            id=relation["id"],
+            prompts=tuple(relation["prompts"]),
+            questions=tuple(relation["questions"]),
+            phrases=tuple(relation["phrases"]),
+            name=relation["name"],
+        ),
+        target=row["target"],
+        old=row["old"],
+        aliases=tuple(row["aliases"]),
+    )
+
+
+def _dump(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, sort_keys=True)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; is this a patch folder?") from None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(_read_bytes(path))
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}); it was cut short or altered, get it again") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else None
+        raise UserError(f"{path}: is of schema {found}, this version reads {SCHEMA}; save it again")
+    if not isinstance(record.get("sha256"), str):
+        raise UserError(f"{path}: field 'sha256' is missing; it was altered, get it again")
+    return record
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write the files into a temporary folder beside `folder`, then move each into place."""
+    partial: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        for name, data in files.items():
+            (partial / name).write_bytes(data)
+        folder.mkdir(exist_ok=True)
+        for name in files:
+            os.replace(partial / name, folder / name)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written: {error.strerror}; free room or choose another"
+        ) from None
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+__all__: Sequence[str] = ("LayerUpdate", "NoWeightChange", "Patch", "PatchStack", "place_of")

@@ -1,0 +1,90 @@
+"""Files written whole or not at all, and JSON that other programs can read.
+
+    write_text(Path("out/page.html"), text)
+    write_json(Path("scores.json"), record("evaluate", scores=scores))
+
+NaN and infinities become null: JSON has no word for them.
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from acedit.errors import UserError
+
+SCHEMA = 1
+"""Version of every JSON object the command line writes; docs/json.md describes it."""
+
+
+def record(command: str, **fields: Any) -> dict[str, Any]:
+    """An object for `--json`: its schema version, the command, then `fields`."""
+    return {"schema": SCHEMA, "command": command, **fields}
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON types; numbers that are not finite as None. Raises TypeError for other types."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "item"):  # numpy and torch scalars
+        return plain(value.item())
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write `value` as indented JSON. Raises as `write_text`."""
+    return write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a UTF-8 file under a temporary name, then move it into place.
+
+    Raises UserError where it cannot be written; what stood there before then still stands.
+    """
+    path = Path(path)
+    partial: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        _as_umask_wants(partial)
+        os.replace(partial, path)
+        partial = None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from None
+    finally:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+    return path
+
+
+def _as_umask_wants(path: str) -> None:
+    # mkstemp makes files only their owner can read.
+    umask = os.umask(0)
+    os.umask(umask)
+    Path(path).chmod(0o666 & ~umask)
+
+
+def check_writable(path: str | Path) -> Path:
+    """`path` if something can be written there, asked before hours of work. Raises UserError if not."""
+    path = Path(path)
+    home = path if path.is_dir() else path.parent
+    while not home.exists() and home != home.parent:
+        home = home.parent
+    if not home.is_dir():
+        raise UserError(f"{path}: cannot be written: {home} is not a folder; choose another place")
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: cannot be written: no permission in {home}; choose another place")
+    return path

@@ -1,0 +1,230 @@
+"""One self-contained page about an edit: no network, no script.
+
+    page = Page(title="...", model="bundled", edits=rows, layers=where.layers, plan=where.plan, ...)
+    write_text(Path("out/report.html"), render(page))
+
+Readable from 400 pixels up, light or dark as the reader's system is. Every text that comes from a model
+or a file is escaped.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from acedit.report.text import LayerLike, NeuronLike, PlanLike, chosen_as, quoted, score_rows
+
+
+@dataclass(frozen=True)
+class EditRow:
+    """An edit as it reads: subject, cloze, old and new object."""
+
+    subject: str
+    prompt: str
+    old: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model said, and whether that is what was wanted."""
+
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """A question, what it ought to be answered once the edit is in, and what each model says."""
+
+    kind: str
+    question: str
+    wanted: str
+    said: Mapping[str, Said]  # column name ("before", "pmet", "ace") -> answer
+
+
+@dataclass(frozen=True)
+class Page:
+    """All a page shows; an empty part is left out."""
+
+    title: str
+    model: str
+    intro: str = ""
+    edits: Sequence[EditRow] = ()
+    layers: Sequence[LayerLike] = ()
+    plan: PlanLike | None = None
+    reasons: Sequence[str] = ()
+    value_neurons: Sequence[NeuronLike] = ()
+    query_neurons: Sequence[NeuronLike] = ()
+    answers: Sequence[AnswerRow] = ()
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def render(page: Page) -> str:
+    """The page as one HTML document."""
+    parts = [
+        f"<h1>{escape(page.title)}</h1>",
+        f"<p class=lead>{escape(page.intro)} Model: <code>{escape(page.model)}</code></p>",
+        _section("What was edited", _edits(page.edits)),
+        _section("Answers", _answers(page.answers)),
+        _section("Scores", _scores(page.scores)),
+        _section("Where the facts are kept", _layers(page)),
+        _section("Top value neurons", _neurons(page.value_neurons, "raise the answer's log-probability")),
+        _section(
+            "Top query neurons", _neurons(page.query_neurons, "raise the coefficients of value neurons")
+        ),
+        "".join(f"<p class=note>{escape(note)}</p>" for note in page.notes),
+    ]
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{escape(page.title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>\n" if body else ""
+
+
+def _row(cells: Sequence[str], labels: Sequence[str] = (), tag: str = "td") -> str:
+    """A table row of cells that are HTML already; labels show in front of each on narrow screens."""
+    names = [f' data-label="{escape(label, quote=True)}"' for label in labels] or [""] * len(cells)
+    return (
+        "<tr>"
+        + "".join(f"<{tag}{name}>{cell}</{tag}>" for cell, name in zip(cells, names, strict=True))
+        + "</tr>"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str) -> str:
+    """A table from plain head cells and rows of HTML cells."""
+    body = "".join(_row(row, head) for row in rows)
+    top = _row([escape(cell) for cell in head], tag="th")
+    return f'<div class=wide><table class="{kind}"><thead>{top}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _edits(edits: Sequence[EditRow]) -> str:
+    if not edits:
+        return ""
+    rows = [
+        [
+            escape(edit.prompt.replace("{}", edit.subject)),
+            f"<span class=old>{escape(edit.old or 'not stated')}</span>",
+            f"<b>{escape(edit.target)}</b>",
+        ]
+        for edit in edits
+    ]
+    return _table(["fact", "before", "after"], rows, "stack")
+
+
+def _answers(answers: Sequence[AnswerRow]) -> str:
+    if not answers:
+        return ""
+    columns = list(answers[0].said)
+    rows = []
+    for row in answers:
+        cells = [f"<span class=kind>{escape(row.kind)}</span>", escape(row.question), escape(row.wanted)]
+        for column in columns:
+            said = row.said[column]
+            mark = "<span class=yes>✓</span>" if said.right else "<span class=no>✗</span>"
+            cells.append(f"{mark} {escape(said.text) or '<i>nothing</i>'}")
+        rows.append(cells)
+    return _table(["", "asked", "wanted", *columns], rows, "stack")
+
+
+def _scores(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    if not scores:
+        return ""
+    head, *rows = score_rows(scores)
+    cells = [[f"<b>{escape(row[0])}</b>", *map(escape, row[1:])] for row in rows]
+    note = (
+        "<p class=note>Shares of greedy answers that are right, with 95% intervals. Multi-hop rows count the "
+        "cases the unedited model could answer.</p>"
+    )
+    return _table(["metric", *head[1:]], cells, "stack scores") + note
+
+
+def _layers(page: Page) -> str:
+    if not page.layers:
+        return ""
+    top = {
+        name: max((abs(getattr(row, name)) for row in page.layers), default=0.0) for name in ("value", "query")
+    }
+    lines = []
+    for row in page.layers:
+        stages = chosen_as(page.plan, row.layer) if page.plan is not None else []
+        marks = "".join(f"<span class='mark {stage}'>{stage}</span>" for stage in stages)
+        bars = "".join(
+            f"<div class=bar>{_bar(getattr(row, name), top[name], name)}"
+            f"<span>{name} {getattr(row, name):.3f}</span></div>"
+            for name in ("value", "query")
+        )
+        lines.append(f"<div class=layer><div class=name>layer {row.layer} {marks}</div>{bars}</div>")
+    why = "".join(f"<li>{escape(reason)}</li>" for reason in page.reasons)
+    return (
+        "<p class=note>Value score: how much a layer's FFN raises the answer's log-probability (nats, Eq. 9). "
+        "Query score: how much it raises the coefficients of the value neurons above it (Eq. 10). Marked "
+        "layers are written by the stage named.</p>"
+        f"<div class=layers>{''.join(lines)}</div>" + (f"<ul class=note>{why}</ul>" if why else "")
+    )
+
+
+def _bar(value: float, largest: float, kind: str) -> str:
+    share = min(100.0, 100 * abs(value) / largest) if largest > 0 else 0.0
+    sign = "" if value >= 0 else " minus"
+    return (
+        f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect width="100" height="8" class="track"/>'
+        f'<rect width="{share:.2f}" height="8" class="{kind}{sign}"/></svg>'
+    )
+
+
+def _neurons(neurons: Sequence[NeuronLike], what: str) -> str:
+    if not neurons:
+        return ""
+    rows = [
+        [str(n.layer), str(n.index), f"{n.score:.4f}", f"<code>{escape(quoted(n.tokens, 8))}</code>"]
+        for n in neurons
+    ]
+    note = f"<p class=note>FFN neurons that {escape(what)}, with the tokens they point to.</p>"
+    return note + _table(["layer", "neuron", "score", "top tokens"], rows, "")
+
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1c1d21;--soft:#5d6069;--paper:#fff;--card:#f5f6f8;--line:#d9dce2;
+--value:#2563b8;--query:#b4540a;--middle:#5b6b1f;--yes:#12703a;--no:#b3261e}
+@media (prefers-color-scheme:dark){:root{--ink:#e8e9ec;--soft:#a3a7b0;--paper:#15161a;--card:#1e2025;
+--line:#363a42;--value:#7fb0f5;--query:#f0a25c;--middle:#b6c86a;--yes:#6fd39a;--no:#ff8f86}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+main{max-width:1080px;margin:0 auto;padding:24px 16px 64px}
+h1{font-size:1.7rem;line-height:1.2;margin:.2em 0}h2{font-size:1.15rem;margin:2em 0 .6em}
+.lead,.note{color:var(--soft)}.note{font-size:.9rem}
+code{font:0.9em ui-monospace,monospace;overflow-wrap:anywhere}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:.93rem}
+th,td{text-align:left;vertical-align:top;padding:6px 10px;border-bottom:1px solid var(--line);
+overflow-wrap:anywhere}
+th{color:var(--soft);font-weight:600}
+.kind{color:var(--soft);white-space:nowrap}.old{text-decoration:line-through;color:var(--soft)}
+.yes{color:var(--yes)}.no{color:var(--no)}
+.layers{display:grid;gap:8px}
+.layer{display:grid;grid-template-columns:170px 1fr 1fr;gap:12px;align-items:center;
+background:var(--card);border-radius:6px;padding:6px 10px}
+.bar{display:grid;grid-template-columns:1fr 112px;gap:8px;align-items:center}
+.bar span{font-size:.85rem;font-variant-numeric:tabular-nums}
+.bar svg{width:100%;height:10px;display:block}
+.track{fill:var(--line)}rect.value{fill:var(--value)}rect.query{fill:var(--query)}
+rect.minus{fill:var(--no)}
+.mark{font-size:.75rem;border:1px solid currentColor;border-radius:9px;padding:0 7px;margin-left:3px}
+.mark.value{color:var(--value)}.mark.query{color:var(--query)}.mark.middle{color:var(--middle)}
+@media (max-width:720px){
+.layer{grid-template-columns:1fr;gap:4px}
+table.stack thead{display:none}
+table.stack tr{display:block;background:var(--card);border-radius:6px;margin:0 0 10px;padding:6px 0}
+table.stack td{display:grid;grid-template-columns:92px 1fr;gap:8px;border:0;padding:3px 10px}
+table.stack td::before{content:attr(data-label);color:var(--soft);font-size:.85rem}
+.kind{white-space:normal}}
+"""
