@@ -9,8 +9,8 @@ NaN and infinities become null: JSON has no word for them.
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,28 +53,17 @@ def write_text(path: str | Path, text: str) -> Path:
     Raises UserError where it cannot be written; what stood there before then still stands.
     """
     path = Path(path)
-    partial: str | None = None
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        _as_umask_wants(partial)
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
-        partial = None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from None
     finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return path
-
-
-def _as_umask_wants(path: str) -> None:
-    # mkstemp makes files only their owner can read.
-    umask = os.umask(0)
-    os.umask(umask)
-    Path(path).chmod(0o666 & ~umask)
 
 
 def check_writable(path: str | Path) -> Path:

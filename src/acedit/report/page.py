@@ -93,7 +93,7 @@ def _row(cells: Sequence[str], labels: Sequence[str] = (), tag: str = "td") -> s
     names = [f' data-label="{escape(label, quote=True)}"' for label in labels] or [""] * len(cells)
     return (
         "<tr>"
-        + "".join(f"<{tag}{name}>{cell}</{tag}>" for cell, name in zip(cells, names, strict=True))
+        + "".join(f"<{tag}{name}><div>{cell}</div></{tag}>" for cell, name in zip(cells, names, strict=True))
         + "</tr>"
     )
 
@@ -150,7 +150,8 @@ def _layers(page: Page) -> str:
     if not page.layers:
         return ""
     top = {
-        name: max((abs(getattr(row, name)) for row in page.layers), default=0.0) for name in ("value", "query")
+        name: max((abs(getattr(row, name)) for row in page.layers), default=0.0)
+        for name in ("value", "query")
     }
     lines = []
     for row in page.layers:

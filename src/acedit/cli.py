@@ -1,0 +1,640 @@
+"""The command line: `acedit demo | locate | edit | ask | evaluate | patch | world`.
+
+    acedit locate bundled edits.json --top 20
+    acedit edit bundled edits.json --method ace --out p/
+    acedit ask bundled --patch p/ "Who is the head of state of the country ...?"
+
+Results go to standard output, progress and notices to standard error, and `--json FILE` writes what a
+program would want (docs/json.md). Bad input ends in one line and exit code 2, Ctrl-C in exit code 130.
+
+Footgun: nothing heavy may be imported at the top of this file; `acedit --help` should come at once.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from acedit.errors import UserError
+
+if TYPE_CHECKING:
+    from acedit.attribution.locate import Location
+    from acedit.editing.patch import Patch
+    from acedit.knowledge.facts import Edit, Fact
+    from acedit.lm.model import LanguageModel
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        args = _parser().parse_args(argv)
+        _quieten(args.quiet)
+        args.run(args)
+        sys.stdout.flush()
+    except UserError as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the model and the files are as before", 130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; leave nothing for the interpreter to flush into the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}", 2)
+    return 0
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"acedit: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"acedit: {message}; see '{self.prog} --help'", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", metavar="FILE", help="write the result as JSON too (docs/json.md)")
+    common.add_argument("--quiet", action="store_true", help="no progress and no notices")
+    seeded = argparse.ArgumentParser(add_help=False)
+    seeded.add_argument("--seed", type=_whole(0), default=0, help="seed of everything drawn (default 0)")
+    model_help = "'bundled', a folder of Hugging Face files, or a hub name"
+    loading = argparse.ArgumentParser(add_help=False)
+    loading.add_argument("--dtype", help="float32, bfloat16, ...; the checkpoint's own if not given")
+    loading.add_argument("--device-map", metavar="MAP", help="as transformers takes it: cpu, cuda, auto")
+    facts = argparse.ArgumentParser(add_help=False)
+    facts.add_argument("--facts", metavar="FILE", help="known facts, beside those in the edits' own file")
+
+    parser = _Parser(
+        prog="acedit",
+        description="Change facts inside a language model so that the change carries through reasoning.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser(
+        "demo", parents=[common, seeded], help="the whole job on the bundled model, in a few minutes"
+    )
+    demo.add_argument("--out", metavar="DIR", default="out/demo", help="default: out/demo")
+    demo.set_defaults(run=_demo)
+
+    locate = commands.add_parser(
+        "locate", parents=[common, seeded, loading, facts], help="which layers and neurons keep the facts"
+    )
+    locate.add_argument("model", metavar="MODEL", help=model_help)
+    locate.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
+    locate.add_argument("--top", metavar="K", type=_whole(1), default=10, help="neurons shown (default 10)")
+    locate.add_argument("--page", metavar="FILE", help="write a report page (HTML)")
+    locate.set_defaults(run=_locate)
+
+    edit = commands.add_parser(
+        "edit", parents=[common, seeded, loading, facts], help="write edits into a patch"
+    )
+    edit.add_argument("model", metavar="MODEL", help=model_help)
+    edit.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
+    edit.add_argument("--method", default="ace", help="ace (default), pmet, memit, ...")
+    edit.add_argument("--out", metavar="PATCH", required=True, help="folder to write the patch to")
+    edit.add_argument(
+        "--exclude", metavar="ENTITY", action="append", default=[], help="entity no prompt may start from"
+    )
+    edit.set_defaults(run=_edit)
+
+    ask = commands.add_parser("ask", parents=[common, loading], help="ask a model, edited or not")
+    ask.add_argument("model", metavar="MODEL", help=model_help)
+    ask.add_argument("question", metavar="QUESTION", help="a question, or a text to continue")
+    ask.add_argument("--patch", metavar="PATCH", action="append", default=[], help="may be repeated")
+    ask.add_argument("--cot", action="store_true", help="think step by step first")
+    ask.set_defaults(run=_ask)
+
+    evaluate = commands.add_parser(
+        "evaluate", parents=[common, seeded, loading, facts], help="score a patch or a method on cases"
+    )
+    evaluate.add_argument("model", metavar="MODEL", help=model_help)
+    evaluate.add_argument("cases", metavar="CASES", help="cases in MQuAKE's format")
+    how = evaluate.add_mutually_exclusive_group()
+    how.add_argument("--patch", metavar="PATCH", help="score this patch; its edits are the cases'")
+    how.add_argument("--method", metavar="M", help="edit the cases in batches and score them")
+    evaluate.add_argument("--batch", metavar="N", type=_whole(1), default=1, help="cases edited at once")
+    evaluate.set_defaults(run=_evaluate)
+
+    patch = commands.add_parser("patch", help="look at, apply or export a patch")
+    patches = patch.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    show = patches.add_parser("show", parents=[common], help="what a patch says and where it came from")
+    show.add_argument("patch", metavar="PATCH")
+    show.set_defaults(run=_patch_show)
+    put = patches.add_parser("apply", parents=[common, loading], help="save the model with the patch in it")
+    put.add_argument("model", metavar="MODEL", help=model_help)
+    put.add_argument("patch", metavar="PATCH")
+    put.add_argument("--out", metavar="DIR", required=True, help="folder for an ordinary checkpoint")
+    put.set_defaults(run=_patch_apply)
+    export = patches.add_parser("export", parents=[common], help="write the patch as a LoRA adapter")
+    export.add_argument("patch", metavar="PATCH")
+    export.add_argument("--out", metavar="DIR", required=True, help="folder for the adapter")
+    export.set_defaults(run=_patch_export)
+
+    world = commands.add_parser("world", help="the bundled model and the world it was taught")
+    worlds = world.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    train = worlds.add_parser("train", parents=[common, seeded], help="train the bundled model; resumes")
+    train.add_argument("--out", metavar="DIR", required=True)
+    train.add_argument("--steps", metavar="N", type=_whole(1), help="training steps")
+    train.set_defaults(run=_world_train)
+    shown = worlds.add_parser("show", parents=[common], help="what the world holds, and the model's scores")
+    shown.set_defaults(run=_world_show)
+    cases = worlds.add_parser("cases", parents=[common, seeded], help="write fresh cases to score on")
+    cases.add_argument("--n", metavar="N", type=_whole(1), default=100, help="how many (default 100)")
+    cases.add_argument(
+        "--edits", metavar="K", type=_whole(1, 4), default=1, help="edited facts a case, 1 to 4 (default 1)"
+    )
+    cases.add_argument("--out", metavar="FILE", required=True)
+    cases.add_argument("--facts-out", metavar="FILE", help="write the known facts that go with them")
+    cases.add_argument("--pool", choices=("dev", "test"), default="dev", help="chains drawn from (dev)")
+    cases.add_argument("--position", choices=("explicit", "middle", "implicit"), help="only this position")
+    cases.add_argument("--hops", type=_whole(2, 4), help="only chains of so many hops")
+    cases.set_defaults(run=_world_cases)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        from acedit import __version__
+
+        print(f"acedit {__version__}")
+        parser.exit()
+
+
+def _whole(low: int, high: int | None = None) -> Any:
+    """A converter for whole numbers in a range."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < low or (high is not None and value > high):
+            allowed = f"{low} to {high}" if high is not None else f"{low} or more"
+            raise argparse.ArgumentTypeError(f"{value} is out of range; give {allowed}")
+        return value
+
+    return convert
+
+
+def _quieten(quiet: bool) -> None:
+    """Notices of ours as lines like the rest; transformers' chatter off, unless asked for."""
+    log = logging.getLogger("acedit")
+    log.handlers = [_Notices()]
+    log.propagate = False
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+class _Notices(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"acedit: {record.getMessage()}", file=sys.stderr)
+
+
+class Progress:
+    """Lines on standard error about long work, with the time it took and what is left."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._began = self._last = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """A step begins."""
+        if not self._quiet:
+            print(f"[{time.monotonic() - self._began:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    def count(self, done: int, total: int) -> None:
+        """`done` of `total` cases are scored; at most a line every two seconds."""
+        now = time.monotonic()
+        if now - self._last < 2 and done < total:
+            return
+        self._last = now
+        left = (now - self._began) / max(1, done) * (total - done)
+        self.say(f"{done}/{total} cases, about {_duration(left)} left")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
+def _load(args: argparse.Namespace) -> "LanguageModel":
+    from transformers.utils import logging as chatter
+
+    from acedit.lm.model import load
+
+    chatter.disable_progress_bar()
+    if args.dtype is not None:
+        _known_dtype(args.dtype)
+    return load(args.model, dtype=args.dtype, device_map=args.device_map)
+
+
+def _known_dtype(name: str) -> None:
+    import torch
+
+    if not isinstance(getattr(torch, name, None), torch.dtype):
+        raise UserError(f"--dtype {name!r} is unknown; give float32, bfloat16 or float16")
+
+
+def _facts(path: str, more: str | None) -> "list[Fact]":
+    """The known facts in the edits' own file, if it has any, and those of `--facts`."""
+    from acedit.knowledge.facts import read_facts
+
+    found = read_facts(path)
+    return found if more is None else [*found, *read_facts(more)]
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    from acedit.report.files import check_writable
+
+    for name in ("json", "out", "page", "facts_out"):
+        if getattr(args, name, None):
+            check_writable(getattr(args, name))
+
+
+def _write_json(args: argparse.Namespace, command: str, **fields: Any) -> None:
+    from acedit.report.files import record, write_json
+
+    if args.json:
+        write_json(args.json, record(command, **fields))
+
+
+def _edit_rows(edits: "Sequence[Edit]") -> list[dict[str, str]]:
+    return [
+        {
+            "subject": edit.subject,
+            "relation": edit.relation.id,
+            "prompt": edit.prompt,
+            "old": edit.old,
+            "target": edit.target,
+        }
+        for edit in edits
+    ]
+
+
+def _neuron_rows(neurons: Sequence[Any]) -> list[dict[str, Any]]:
+    return [
+        {"layer": n.layer, "index": n.index, "score": n.score, "tokens": list(n.tokens)} for n in neurons
+    ]
+
+
+def _location_fields(where: "Location", top: int) -> dict[str, Any]:
+    return {
+        "layers": [{"layer": r.layer, "value": r.value, "query": r.query} for r in where.layers],
+        "plan": where.plan.to_json(),
+        "value_neurons": _neuron_rows(where.value_neurons[:top]),
+        "query_neurons": _neuron_rows(where.query_neurons[:top]),
+    }
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from acedit.lm.model import load
+    from acedit.report.demo import run
+
+    _check_outputs(args)
+    progress = Progress(args.quiet)
+    progress.say("loading the bundled model")
+    fields = run(load("bundled"), Path(args.out), seed=args.seed, tell=progress.say)
+    _write_json(args, "demo", model="bundled", seed=args.seed, **fields)
+
+
+def _locate(args: argparse.Namespace) -> None:
+    from acedit.knowledge.facts import read_edits
+    from acedit.report import text
+
+    edits, known = read_edits(args.edits), _facts(args.edits, args.facts)
+    _check_outputs(args)
+    progress = Progress(args.quiet)
+    progress.say("loading the model")
+    lm = _load(args)
+    from acedit.attribution.locate import locate
+
+    progress.say(f"attributing {len(edits)} edits over {lm.n_layers} layers")
+    where = locate(lm, edits, known=known)
+    print("Layers\n" + text.layer_bars(where.layers, where.plan))
+    print("\nTop value neurons\n" + text.neuron_table(where.value_neurons[: args.top]))
+    print("\nTop query neurons\n" + text.neuron_table(where.query_neurons[: args.top]))
+    if args.page:
+        from acedit.report.files import write_text
+        from acedit.report.page import EditRow, Page, render
+
+        page = Page(
+            title="Where these facts are kept",
+            model=args.model,
+            edits=[EditRow(e.subject, e.prompt, e.old, e.target) for e in edits],
+            layers=where.layers,
+            plan=where.plan,
+            value_neurons=where.value_neurons[: args.top],
+            query_neurons=where.query_neurons[: args.top],
+        )
+        write_text(args.page, render(page))
+    fields = _location_fields(where, args.top)
+    _write_json(args, "locate", model=args.model, seed=args.seed, edits=_edit_rows(edits), **fields)
+
+
+def _edit(args: argparse.Namespace) -> None:
+    from acedit.knowledge.facts import read_edits
+
+    edits, known = read_edits(args.edits), _facts(args.edits, args.facts)
+    _check_outputs(args)
+    from acedit.editing.methods import method
+
+    method(args.method)
+    progress = Progress(args.quiet)
+    progress.say("loading the model")
+    lm = _load(args)
+    from acedit.editing.edit import edit
+
+    began = time.monotonic()
+    patch = edit(
+        lm,
+        edits,
+        known=known,
+        method=args.method,
+        exclude=args.exclude,
+        seed=args.seed,
+        progress=progress.say,
+    )
+    spent = time.monotonic() - began
+    norms = patch.norms(lm)
+    patch.save(args.out)
+    for layer, row in sorted(norms.items()):
+        print(f"layer {layer}: rank {row['rank']:.0f}, norm {row['ratio']:.3f} of the weight's")
+    print(f"{len(edits)} edits by {args.method} in {_duration(spent)}; patch in {args.out}")
+    _write_json(
+        args,
+        "edit",
+        model=args.model,
+        method=args.method,
+        seed=args.seed,
+        seconds=spent,
+        patch=args.out,
+        id=patch.id,
+        fingerprint=patch.fingerprint,
+        edits=_edit_rows(edits),
+        plan=patch.plan,
+        norms=norms,
+    )
+
+
+def _ask(args: argparse.Namespace) -> None:
+    from contextlib import ExitStack
+
+    from acedit.editing.patch import Patch
+
+    if not args.question.strip():
+        raise UserError("the question is empty; give a text")
+    _check_outputs(args)
+    patches = [Patch.load(path) for path in args.patch]
+    lm = _load(args)
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch.applied(lm))
+        answer = lm.answer(args.question, cot=args.cot)
+    print(answer)
+    _write_json(
+        args,
+        "ask",
+        model=args.model,
+        patches=list(args.patch),
+        question=args.question,
+        cot=args.cot,
+        answer=answer,
+    )
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from acedit.knowledge.facts import read_cases, read_facts
+    from acedit.report import text
+
+    cases = read_cases(args.cases)
+    known = read_facts(args.facts) if args.facts else []
+    _check_outputs(args)
+    if args.method is not None:
+        from acedit.editing.methods import method
+
+        method(args.method)
+    from acedit.editing.patch import Patch
+
+    patch = Patch.load(args.patch) if args.patch else None
+    progress = Progress(args.quiet)
+    progress.say("loading the model")
+    lm = _load(args)
+    from acedit.benchmark.evaluate import evaluate
+
+    progress.say(f"scoring {len(cases)} cases")
+    scores = evaluate(
+        lm,
+        cases,
+        patch=patch,
+        method=args.method,
+        known=known,
+        batch=args.batch,
+        seed=args.seed,
+        progress=progress.count,
+    )
+    column = args.method or ("patch" if patch else "unedited")
+    print(text.score_table({column: scores}))
+    note = text.unfiltered_note(scores)
+    if note:
+        print(note)
+    _write_json(
+        args,
+        "evaluate",
+        model=args.model,
+        cases=len(cases),
+        patch=args.patch,
+        method=args.method,
+        batch=args.batch,
+        seed=args.seed,
+        scores=scores,
+    )
+
+
+def _patch_fields(patch: "Patch") -> dict[str, Any]:
+    return {
+        "id": patch.id,
+        "method": patch.method,
+        "seed": patch.seed,
+        "fingerprint": patch.fingerprint,
+        "edits": _edit_rows(patch.edits),
+        "layers": [{"layer": u.layer, "rank": u.left.shape[1]} for u in patch.updates],
+        "plan": patch.plan,
+        "settings": patch.settings,
+        "scores": patch.scores,
+    }
+
+
+def _patch_show(args: argparse.Namespace) -> None:
+    from acedit.editing.patch import Patch
+    from acedit.report import text
+
+    _check_outputs(args)
+    patch = Patch.load(args.patch)
+    print(f"patch {patch.id[:12]}, by {patch.method}, seed {patch.seed}")
+    print(f"for the model with fingerprint {patch.fingerprint[:12]}")
+    for update in patch.updates:
+        size = float(update.delta().norm())
+        print(f"  layer {update.layer}: rank {update.left.shape[1]}, norm {size:.3f}")
+    print(f"{len(patch.edits)} edits")
+    for edit in patch.edits:
+        old = f" (was {edit.old})" if edit.old else ""
+        print(f"  {edit.prompt.format(edit.subject)} {edit.target}{old}")
+    if patch.scores:
+        print(text.score_table({"scores": patch.scores}))
+    _write_json(args, "patch show", patch=args.patch, **_patch_fields(patch))
+
+
+def _patch_apply(args: argparse.Namespace) -> None:
+    import shutil
+    import tempfile
+
+    from safetensors import SafetensorError
+
+    from acedit.editing.patch import Patch
+
+    _check_outputs(args)
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not an empty folder; choose another --out")
+    patch = Patch.load(args.patch)
+    lm = _load(args)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        with patch.applied(lm):
+            lm.model.save_pretrained(partial)
+            lm.tokenizer.save_pretrained(partial)
+        partial.chmod(0o755)
+        os.replace(partial, out)
+    except SafetensorError as error:
+        raise UserError(f"{out}: cannot be written: {error}; free room or choose another") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"model with patch {patch.id[:12]} in {out}")
+    _write_json(args, "patch apply", model=args.model, patch=args.patch, id=patch.id, out=args.out)
+
+
+def _patch_export(args: argparse.Namespace) -> None:
+    from acedit.editing.patch import Patch
+
+    _check_outputs(args)
+    patch = Patch.load(args.patch)
+    patch.to_lora(args.out)
+    print(f"LoRA adapter of patch {patch.id[:12]} in {args.out}")
+    _write_json(args, "patch export", patch=args.patch, id=patch.id, out=args.out)
+
+
+def _world_train(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from acedit.world.train import Settings, train
+
+    _check_outputs(args)
+    settings = Settings(seed=args.seed)
+    if args.steps is not None:
+        settings = replace(settings, steps=args.steps)
+    progress = Progress(args.quiet)
+    folder = train(Path(args.out), settings, say=progress.say)
+    print(f"model in {folder}")
+    _write_json(args, "world train", out=str(folder), seed=args.seed, steps=settings.steps)
+
+
+def _world_show(args: argparse.Namespace) -> None:
+    from collections import Counter
+
+    from acedit.report import text
+    from acedit.world.graph import build_world
+
+    _check_outputs(args)
+    world = build_world()
+    kinds = Counter(world.kinds.values())
+    relations = Counter(fact.relation for fact in world.facts)
+    print(f"{len(world.kinds)} entities, {len(world.facts)} facts ({len(world.real)} of them real)")
+    print(text.table([["type", "entities"], *([kind, str(n)] for kind, n in kinds.most_common())]))
+    card = _model_card()
+    if card:
+        print("\nthe bundled model's card:\n" + card)
+    else:
+        print("\nno model is bundled; make one with 'acedit world train --out DIR'")
+    _write_json(
+        args,
+        "world show",
+        entities=len(world.kinds),
+        facts=len(world.facts),
+        real_facts=len(world.real),
+        types=dict(kinds),
+        relations=dict(relations),
+        card=card,
+    )
+
+
+def _model_card() -> str:
+    """The table in the bundled model's README, "" where there is none."""
+    from acedit.world import bundled_path
+
+    try:
+        card = (bundled_path() / "README.md").read_text("utf-8")
+    except (UserError, FileNotFoundError):
+        return ""
+    return "\n".join(line for line in card.splitlines() if line.startswith("|"))
+
+
+def _world_cases(args: argparse.Namespace) -> None:
+    from collections import Counter
+
+    from acedit.knowledge.facts import cases_from
+    from acedit.report.files import write_json
+    from acedit.world.cases import known_facts, make_cases
+    from acedit.world.graph import build_world
+
+    _check_outputs(args)
+    if args.hops is not None and args.edits > args.hops:
+        raise UserError(f"--edits {args.edits} does not fit in --hops {args.hops}; give fewer edits")
+    world = build_world()
+    rows = make_cases(
+        world,
+        seed=args.seed,
+        n=args.n,
+        edits=args.edits,
+        pool=args.pool,
+        position=args.position,
+        hops=args.hops,
+    )
+    facts = known_facts(world, rows)
+    write_json(args.out, rows)
+    if args.facts_out:
+        write_json(args.facts_out, {"facts": facts})
+    positions = Counter(case.position for case in cases_from(rows))
+    said = ", ".join(f"{n} {position}" for position, n in sorted(positions.items()))
+    print(f"{len(rows)} cases ({said}) in {args.out}")
+    if args.facts_out:
+        print(f"{len(facts)} known facts in {args.facts_out}")
+    _write_json(
+        args,
+        "world cases",
+        seed=args.seed,
+        pool=args.pool,
+        edits=args.edits,
+        cases=len(rows),
+        positions=dict(positions),
+        facts=len(facts),
+        out=args.out,
+        facts_out=args.facts_out,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

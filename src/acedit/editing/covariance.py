@@ -1,0 +1,159 @@
+"""C = E[k kᵀ]: the second moment of the down projection's inputs over text, for Eq. 12.
+
+    c = covariances(lm, texts, layers=[3, 4, 5])        # {layer: (n_neurons, n_neurons)}, float32
+
+One pass over the text serves all layers. Results are kept on disk, one file a layer, under a key of
+everything they depend on (model fingerprint, text, window, sample size), so changing any of these never
+meets an old file. Sums are float32 within a batch and float64 across batches.
+
+Footguns: uncentred. Must be taken of the unedited model, and refuses a patched one. Memory is 8 bytes ×
+N² a layer: 1.2 GB for Qwen3-8B's N = 12,288, so name only the layers of the plan.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from acedit.errors import UserError
+from acedit.lm.model import Encoded, LanguageModel
+
+Progress = Callable[[int, int], None]
+
+
+def default_cache() -> Path:
+    """$ACEDIT_CACHE, or ~/.cache/acedit."""
+    return Path(os.environ.get("ACEDIT_CACHE") or Path.home() / ".cache" / "acedit")
+
+
+@torch.no_grad()
+def covariances(
+    lm: LanguageModel,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    *,
+    windows: int = 10_000,
+    window_tokens: int = 128,
+    batch_windows: int = 32,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
+    """C of each layer over the first `windows` windows of at most `window_tokens` tokens.
+
+    cache_dir: where results are kept; None takes `default_cache()`. progress: told windows done and in
+    all. Raises UserError for a patched model or texts without tokens.
+    """
+    if lm.patch_stack is not None and len(lm.patch_stack):
+        raise UserError("a patch is on: the covariance is of the unedited model; remove the patch first")
+    rows = _windows(lm, texts, windows, window_tokens)
+    if not rows:
+        raise UserError("the text for the covariance holds no tokens")
+    key = _key(lm, rows)
+    folder = cache_dir or default_cache()
+    found = {layer: _kept(folder, key, layer) for layer in layers}
+    missing = [layer for layer, c in found.items() if c is None]
+    if missing:
+        made = _sums(lm, rows, missing, batch_windows, progress)
+        for layer, c in made.items():
+            _keep(folder, key, layer, c)
+            found[layer] = c
+    return {layer: c.to(lm.device) for layer, c in found.items() if c is not None}
+
+
+def _windows(lm: LanguageModel, texts: Sequence[str], count: int, width: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    for text in texts:
+        ids: list[int] = lm.tokenizer(text)["input_ids"] if text else []
+        rows += [ids[i : i + width] for i in range(0, len(ids), width)]
+        if len(rows) >= count:
+            break
+    return rows[:count]
+
+
+def _sums(
+    lm: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    batch_windows: int,
+    progress: Progress | None,
+) -> dict[int, Tensor]:
+    total = {layer: torch.zeros(lm.n_neurons, lm.n_neurons, dtype=torch.float64) for layer in layers}
+    tokens = 0
+    mask = torch.empty(0)
+
+    def on(layer: int) -> Callable[[Any, tuple[Tensor, ...]], None]:
+        def add(_: Any, args: tuple[Tensor, ...]) -> None:
+            k = args[0].reshape(-1, lm.n_neurons)[mask.reshape(-1)].float()
+            total[layer] += (k.T @ k).double().cpu()
+
+        return add
+
+    handles = [lm.down(layer).register_forward_pre_hook(on(layer)) for layer in layers]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    try:
+        for done, encoded in _batches(lm, [rows[i] for i in order], batch_windows):
+            mask = encoded.attention_mask.bool()
+            lm.run_backbone(encoded)
+            tokens += int(mask.sum())
+            if progress is not None:
+                progress(done, len(rows))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {layer: (t / tokens).float() for layer, t in total.items()}
+
+
+def _batches(lm: LanguageModel, rows: Sequence[Sequence[int]], size: int) -> Iterator[tuple[int, Encoded]]:
+    for at in range(0, len(rows), size):
+        some = rows[at : at + size]
+        ids = torch.zeros(len(some), max(map(len, some)), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(some):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        yield at + len(some), Encoded(ids.to(lm.device), mask.to(lm.device))
+
+
+def _key(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> str:
+    digest = hashlib.sha256(f"{lm.fingerprint};{lm.dtype};{len(rows)};".encode())
+    for row in rows:
+        digest.update(f"{row};".encode())
+    return digest.hexdigest()[:32]
+
+
+def _file(folder: Path, key: str, layer: int) -> Path:
+    return folder / "covariance" / f"{key}-{layer}.safetensors"
+
+
+def _kept(folder: Path, key: str, layer: int) -> Tensor | None:
+    path = _file(folder, key, layer)
+    if not path.exists():
+        return None
+    try:
+        return load_file(path)["c"]
+    except (SafetensorError, KeyError, OSError):
+        return None
+
+
+def _keep(folder: Path, key: str, layer: int, c: Tensor) -> None:
+    """Best effort: a cache that cannot be written costs time, not the edit."""
+    path = _file(folder, key, layer)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        os.close(handle)
+        try:
+            save_file({"c": c.contiguous()}, partial)
+            os.replace(partial, path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    except (OSError, SafetensorError):
+        return

@@ -1,0 +1,211 @@
+"""Fresh MQuAKE-format cases of the bundled world, so that anyone can score on cases of their own.
+
+    items = make_cases(build_world(), seed=7, n=100, edits=1, pool="test")
+
+A case's original chain is one that training never composed (its pool). Its three questions, and the
+wordings that score its edits (`scored_paraphrases`), are worded with held-out wordings only, which
+nothing that makes an edit may use. Cases of one draw never touch one another's edited facts, so any
+number of them can be edited at once and every answer still stands.
+
+Footguns: ids are entity names. Facts about real entities are partly invented (see `graph`).
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any, Literal
+
+from acedit.errors import UserError
+from acedit.knowledge.compose import chain_question
+from acedit.knowledge.relations import Relation, held_out, mquake
+from acedit.world.graph import Path, Triple, World
+
+Pool = Literal["dev", "test"]
+POSITIONS = ("explicit", "middle", "implicit")
+
+
+def make_cases(
+    world: World,
+    *,
+    seed: int,
+    n: int,
+    edits: int = 1,
+    pool: Pool = "dev",
+    position: str | None = None,
+    hops: int | None = None,
+) -> list[dict[str, Any]]:
+    """`n` items in MQuAKE's format, each with `edits` (1 to 4) edited facts in a chain of 2 to 4 hops.
+
+    position: where the edited fact stands; None takes explicit, middle and implicit in turn for one
+    edit, and whatever comes for more. hops: the chain's length, None for 2 to 4. Raises UserError for
+    an impossible wish, or where the pool runs out.
+    """
+    if not 1 <= edits <= 4:
+        raise UserError(f"--edits {edits}: a case has 1 to 4 edited facts")
+    if n < 1:
+        raise UserError(f"--n {n}: ask for at least one case")
+    if hops is not None and not max(2, edits) <= hops <= 4:
+        raise UserError(f"hops {hops}: a chain with {edits} edits has {max(2, edits)} to 4 hops")
+    if position is not None and position not in (*POSITIONS, "mixed"):
+        raise UserError(f"position {position!r}: choose explicit, middle, implicit or mixed")
+    rng = random.Random(f"{seed}/{pool}/{edits}")
+    chains = {
+        length: [path for path in world.chains(length) if world.pool(path) == pool]
+        for length in ((2, 3, 4) if hops is None else (hops,))
+    }
+    items: list[dict[str, Any]] = []
+    edited: set[tuple[str, str]] = set()
+    used: set[tuple[str, str]] = set()
+    for _ in range(400 * n):
+        if len(items) == n:
+            break
+        place = position or (POSITIONS[len(items) % 3] if edits == 1 else None)
+        lengths = [k for k in chains if k >= edits and (place != "middle" or k >= edits + 2)]
+        if not lengths:
+            raise UserError(f"no chain of the asked length has {edits} edits in position {place!r}")
+        before = rng.choice(chains[rng.choice(lengths)])
+        spots = rng.choice(list(combinations(range(len(before)), edits)))
+        if place is not None and _position(spots, len(before)) != place:
+            spots = _spots(place, len(before), edits, rng)
+        after = _edited(world, before, spots, rng)
+        if after is None or after[-1].object == before[-1].object:
+            continue
+        changed = {(after[i].subject, after[i].relation) for i in spots}
+        touched = {(f.subject, f.relation) for f in (*before, *after)}
+        if changed & used or touched & edited:
+            continue
+        edited |= changed
+        used |= touched
+        items.append(_item(world, f"{pool}-{seed}-{len(items)}", before, after, spots, pool, rng))
+    if len(items) < n:
+        raise UserError(f"the {pool} pool gave only {len(items)} of {n} such cases; ask for fewer")
+    return items
+
+
+def _position(spots: Sequence[int], length: int) -> str:
+    places = {"explicit" if i == 0 else "implicit" if i == length - 1 else "middle" for i in spots}
+    return places.pop() if len(places) == 1 else "mixed"
+
+
+def _spots(place: str, length: int, edits: int, rng: random.Random) -> tuple[int, ...]:
+    fitting = [s for s in combinations(range(length), edits) if _position(s, length) == place]
+    if not fitting:
+        raise UserError(f"{edits} edits in a chain of {length} hops cannot all be {place!r}")
+    return rng.choice(fitting)
+
+
+def _edited(world: World, before: Path, spots: Sequence[int], rng: random.Random) -> Path | None:
+    """The chain once the facts at `spots` have another object; None where it does not go on."""
+    after: list[Triple] = []
+    subject = before[0].subject
+    for i, fact in enumerate(before):
+        true = world.objects.get((subject, fact.relation))
+        if true is None:
+            return None
+        if i in spots:
+            kind = world.kinds[true]
+            others = [
+                o
+                for o in world.range_of[fact.relation]
+                if o != true and world.kinds[o] == kind and o != subject
+            ]
+            if not others:
+                return None
+            true = rng.choice(others)
+        after.append(Triple(subject, fact.relation, true))
+        subject = true
+    entities = [after[0].subject, *(fact.object for fact in after)]
+    return tuple(after) if len(set(entities)) == len(entities) else None
+
+
+def _item(
+    world: World,
+    id: str,
+    before: Path,
+    after: Path,
+    spots: Sequence[int],
+    pool: str,
+    rng: random.Random,
+) -> dict[str, Any]:
+    scoring = [_held_out(fact.relation) for fact in before]
+    questions: dict[str, None] = {}
+    for _ in range(12):
+        if len(questions) < 3:
+            questions[chain_question(before[0].subject, scoring, rng)] = None
+    return {
+        "case_id": id,
+        "requested_rewrite": [_rewrite(world, after[i]) for i in spots],
+        "questions": list(questions),
+        "answer": before[-1].object,
+        "answer_alias": list(world.aliases.get(before[-1].object, ())),
+        "new_answer": after[-1].object,
+        "new_answer_alias": list(world.aliases.get(after[-1].object, ())),
+        "single_hops": [_hop(world, fact) for fact in before],
+        "new_single_hops": [_hop(world, fact) for fact in after],
+        "orig": {
+            "triples": [list(fact) for fact in before],
+            "triples_labeled": [_labelled(fact) for fact in before],
+            "new_triples": [list(fact) for fact in after],
+            "new_triples_labeled": [_labelled(fact) for fact in after],
+            "edit_triples": [list(after[i]) for i in spots],
+        },
+        "position": _position(spots, len(before)),
+        "pool": pool,
+    }
+
+
+def _held_out(id: str) -> Relation:
+    relation = held_out(id)
+    assert relation is not None, f"{id} has no held-out wordings"
+    return relation
+
+
+def _rewrite(world: World, fact: Triple) -> dict[str, Any]:
+    relation, scoring = mquake()[fact.relation], _held_out(fact.relation)
+    true = world.objects[fact.subject, fact.relation]
+    return {
+        "prompt": relation.prompt,
+        "relation_id": fact.relation,
+        "target_new": {"str": fact.object, "id": fact.object},
+        "target_true": {"str": true, "id": true},
+        "subject": fact.subject,
+        "question": relation.questions[0].format(fact.subject),
+        "scored_paraphrases": [*scoring.prompts, *scoring.questions],
+    }
+
+
+def _hop(world: World, fact: Triple) -> dict[str, Any]:
+    relation = mquake()[fact.relation]
+    return {
+        "question": relation.questions[0].format(fact.subject),
+        "cloze": relation.prompt.format(fact.subject),
+        "answer": fact.object,
+        "answer_alias": list(world.aliases.get(fact.object, ())),
+    }
+
+
+def _labelled(fact: Triple) -> list[str]:
+    return [fact.subject, mquake()[fact.relation].name, fact.object]
+
+
+def known_facts(world: World, items: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """What the model knows, in the small form: every fact of the world but those the items edit."""
+    edited = {
+        (rewrite["subject"], rewrite["relation_id"])
+        for item in items
+        for rewrite in item["requested_rewrite"]
+    }
+    return {"facts": list(_small(world, edited))}
+
+
+def _small(world: World, edited: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    for fact in world.facts:
+        if (fact.subject, fact.relation) not in edited:
+            row: dict[str, Any] = {
+                "subject": fact.subject,
+                "relation": fact.relation,
+                "object": fact.object,
+            }
+            if fact.object in world.aliases:
+                row["aliases"] = list(world.aliases[fact.object])
+            yield row
