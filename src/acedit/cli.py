@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quieten(args.quiet)
         args.run(args)
         sys.stdout.flush()
+    except SystemExit as stop:  # argparse's way to end
+        return int(stop.code or 0)
     except UserError as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
@@ -90,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     locate = commands.add_parser(
-        "locate", parents=[common, seeded, loading, facts], help="which layers and neurons keep the facts"
+        "locate", parents=[common, loading, facts], help="which layers and neurons keep the facts"
     )
     locate.add_argument("model", metavar="MODEL", help=model_help)
     locate.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
@@ -285,9 +287,7 @@ def _edit_rows(edits: "Sequence[Edit]") -> list[dict[str, str]]:
 
 
 def _neuron_rows(neurons: Sequence[Any]) -> list[dict[str, Any]]:
-    return [
-        {"layer": n.layer, "index": n.index, "score": n.score, "tokens": list(n.tokens)} for n in neurons
-    ]
+    return [{"layer": n.layer, "index": n.index, "score": n.score, "tokens": list(n.tokens)} for n in neurons]
 
 
 def _location_fields(where: "Location", top: int) -> dict[str, Any]:
@@ -341,7 +341,7 @@ def _locate(args: argparse.Namespace) -> None:
         )
         write_text(args.page, render(page))
     fields = _location_fields(where, args.top)
-    _write_json(args, "locate", model=args.model, seed=args.seed, edits=_edit_rows(edits), **fields)
+    _write_json(args, "locate", model=args.model, edits=_edit_rows(edits), **fields)
 
 
 def _edit(args: argparse.Namespace) -> None:
@@ -518,7 +518,7 @@ def _patch_apply(args: argparse.Namespace) -> None:
             lm.model.save_pretrained(partial)
             lm.tokenizer.save_pretrained(partial)
         partial.chmod(0o755)
-        os.replace(partial, out)
+        partial.replace(out)
     except SafetensorError as error:
         raise UserError(f"{out}: cannot be written: {error}; free room or choose another") from error
     finally:
@@ -616,12 +616,12 @@ def _world_cases(args: argparse.Namespace) -> None:
     facts = known_facts(world, rows)
     write_json(args.out, rows)
     if args.facts_out:
-        write_json(args.facts_out, {"facts": facts})
+        write_json(args.facts_out, facts)
     positions = Counter(case.position for case in cases_from(rows))
     said = ", ".join(f"{n} {position}" for position, n in sorted(positions.items()))
     print(f"{len(rows)} cases ({said}) in {args.out}")
     if args.facts_out:
-        print(f"{len(facts)} known facts in {args.facts_out}")
+        print(f"{len(facts['facts'])} known facts in {args.facts_out}")
     _write_json(
         args,
         "world cases",
@@ -630,7 +630,7 @@ def _world_cases(args: argparse.Namespace) -> None:
         edits=args.edits,
         cases=len(rows),
         positions=dict(positions),
-        facts=len(facts),
+        facts=len(facts["facts"]),
         out=args.out,
         facts_out=args.facts_out,
     )

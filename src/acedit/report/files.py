@@ -57,9 +57,11 @@ def write_text(path: str | Path, text: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from None
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror or error}; choose another place"
+        ) from None
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

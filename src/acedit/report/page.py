@@ -165,8 +165,8 @@ def _layers(page: Page) -> str:
         lines.append(f"<div class=layer><div class=name>layer {row.layer} {marks}</div>{bars}</div>")
     why = "".join(f"<li>{escape(reason)}</li>" for reason in page.reasons)
     return (
-        "<p class=note>Value score: how much a layer's FFN raises the answer's log-probability (nats, Eq. 9). "
-        "Query score: how much it raises the coefficients of the value neurons above it (Eq. 10). Marked "
+        "<p class=note>Value score: how much a layer's FFN raises the answer's log-probability (nats, Eq. 9)."
+        " Query score: how much it raises the coefficients of the value neurons above it (Eq. 10). Marked "
         "layers are written by the stage named.</p>"
         f"<div class=layers>{''.join(lines)}</div>" + (f"<ul class=note>{why}</ul>" if why else "")
     )

@@ -140,9 +140,10 @@ def score_table(columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 
 def unfiltered_note(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """Multi-hop scores over all cases, beside those over the cases the model could answer before."""
-    said = [
-        f"{METRIC_NAMES[metric].split(' (')[0]} {scores[metric]['unfiltered']:.2f} (n={scores[metric]['n_unfiltered']})"
-        for metric in ("explicit", "middle", "implicit", "mixed", "direct", "cot")
-        if scores[metric].get("n_unfiltered")
-    ]
+    said = []
+    for metric in ("explicit", "middle", "implicit", "mixed", "direct", "cot"):
+        row = scores[metric]
+        if row.get("n_unfiltered"):
+            name = METRIC_NAMES[metric].split(" (")[0]
+            said.append(f"{name} {row['unfiltered']:.2f} (n={row['n_unfiltered']:.0f})")
     return "unfiltered: " + ", ".join(said) if said else ""

@@ -30,8 +30,8 @@ from acedit.world.corpus import Corpus, Document
 from acedit.world.graph import World, build_world
 from acedit.world.tokenizer import train_tokenizer
 
-MIXTURE_START = {"one_hop": 0.75, "two_hop": 0.15, "three_hop": 0.03, "thoughts": 0.07}
-MIXTURE_END = {"one_hop": 0.26, "two_hop": 0.32, "three_hop": 0.30, "thoughts": 0.12}
+MIXTURE_START = {"one_hop": 0.65, "two_hop": 0.22, "three_hop": 0.05, "thoughts": 0.08}
+MIXTURE_END = {"one_hop": 0.22, "two_hop": 0.35, "three_hop": 0.29, "thoughts": 0.14}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Settings:
     """What a training run depends on; `tokens_per_step` counts real tokens, not padding."""
 
     seed: int = 0
-    steps: int = 2300
+    steps: int = 2000
     tokens_per_step: int = 9000
     d_model: int = 128
     layers: int = 8
@@ -52,7 +52,7 @@ class Settings:
     adam_lr: float = 3e-3
     weight_decay: float = 0.1
     warmup: int = 60
-    ramp: float = 0.25  # share of the run over which the mixture moves to its end
+    ramp: float = 0.15  # share of the run over which the mixture moves to its end
     long_every: int = 2  # a few-shot document comes in every so many steps
 
 

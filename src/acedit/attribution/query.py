@@ -1,0 +1,130 @@
+"""Query neurons, heads and layers: what raises the coefficients of value neurons above (Eq. 10).
+
+    found = query_scores(lm, "Ann Lee is a citizen of", value_neurons, position=-1)
+    found.neurons       # (layers, n_neurons);  found.heads  (layers, n_heads)
+
+A candidate's own contribution v (m·fc2, or a head's vector) passes the norm of the value neuron's FFN,
+scale frozen, and is held against its subkey. Where FFNs are not gated the score is the paper's inner
+product v·fc1_k; where they are, m_k = act(g_k·x)(u_k·x), it is the change it makes to the coefficient,
+sign(m_k)·(m_k(x) − m_k(x − v)), exact. Either form can be asked for (`form`). Scores are summed over the
+value neurons above the candidate's layer, heads of a value neuron's own layer included in sequential
+blocks. Candidates stand at the value neurons' own position.
+
+Footgun: the authors' notebook holds v against the down projection's column; that is not the subkey.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from acedit.attribution.value import Neuron, ffn_vectors, head_vectors
+from acedit.errors import UserError
+from acedit.lm.model import LanguageModel
+from acedit.lm.trace import Trace, trace
+
+Form = Literal["inner", "change", "first_order"]
+
+
+@dataclass(frozen=True)
+class QueryScores:
+    """Eq. 10 for every neuron and head, in units of coefficient (inner: of pre-activation)."""
+
+    neurons: Float[Tensor, "layers n_neurons"]
+    heads: Float[Tensor, "layers n_heads"]
+
+    @property
+    def layers(self) -> Float[Tensor, " layers"]:
+        """Sum over a layer's FFN neurons (Eq. 10, right)."""
+        return self.neurons.sum(-1)
+
+
+@torch.no_grad()
+def query_scores(
+    lm: LanguageModel,
+    prompt: str,
+    value_neurons: Sequence[Neuron],
+    *,
+    position: int = -1,
+    form: Form | None = None,
+) -> QueryScores:
+    """Score every candidate of `prompt` at `position` against `value_neurons` (Eq. 10).
+
+    Raises UserError for no value neurons or a position outside the prompt.
+    """
+    if not value_neurons:
+        raise UserError("query neurons are scored against value neurons: give at least one")
+    t = trace(lm, [prompt])
+    length = int(t.encoded.lengths[0])
+    at = position + (length if position < 0 else 0)
+    if not 0 <= at < length:
+        raise UserError(f"position {position} is outside the prompt of {length} tokens")
+    kind: Form = form or ("inner" if lm.gates(0) is None else "change")
+    by_layer: dict[int, list[int]] = {}
+    for neuron in value_neurons:
+        by_layer.setdefault(neuron.layer, []).append(neuron.index)
+    wide = torch.float64 if lm.dtype == torch.float64 else torch.float32
+    neurons = torch.zeros(lm.n_layers, lm.n_neurons, dtype=wide)
+    heads = torch.zeros(lm.n_layers, lm.n_heads, dtype=wide)
+    for above, indices in by_layer.items():
+        for layer in range(above):
+            vectors = ffn_vectors(lm, t, layer, 0, at)
+            neurons[layer] += raised(lm, t, above, indices, at, vectors, kind).cpu()
+        for layer in range(above if lm.parallel else above + 1):
+            vectors = head_vectors(lm, t, layer, 0, at)
+            heads[layer] += raised(lm, t, above, indices, at, vectors, kind).cpu()
+    return QueryScores(neurons, heads)
+
+
+def raised(
+    lm: LanguageModel,
+    t: Trace,
+    layer: int,
+    indices: Sequence[int],
+    at: int,
+    vectors: Float[Tensor, "n d_model"],
+    form: Form,
+) -> Float[Tensor, " n"]:
+    """How much each vector raises the coefficients of neurons `indices` of `layer`, summed."""
+    entering = t.residual[layer, 0, at]
+    if not lm.parallel:
+        entering = entering + t.attention[layer, 0, at]
+    moved = lm.freeze_norm(lm.ffn_norm(layer), entering).apply(vectors)
+    x = t.ffn_inputs[layer, 0, at].to(moved)
+    pick = torch.tensor(list(indices), device=moved.device)
+    up = lm.subkeys(layer)[pick].to(moved)
+    u = x @ up.T + _picked(lm.up_bias(layer), pick, moved)
+    du = moved @ up.T
+    act = lm.activation(layer)
+    gates = lm.gates(layer)
+    if gates is None:
+        if form == "inner":
+            return du.sum(-1)
+        m = act(u)
+        if form == "change":
+            return (m.sign() * (m - act(u - du))).sum(-1)
+        return (m.sign() * _slope(act, u) * du).sum(-1)
+    gate = gates[pick].to(moved)
+    g = x @ gate.T + _picked(lm.gate_bias(layer), pick, moved)
+    dg = moved @ gate.T
+    m = act(g) * u
+    if form == "change":
+        return (m.sign() * (m - act(g - dg) * (u - du))).sum(-1)
+    if form == "inner":
+        return (m.sign() * act(g) * du).sum(-1)
+    return (m.sign() * (act(g) * du + _slope(act, g) * dg * u)).sum(-1)
+
+
+def _picked(bias: Tensor | None, pick: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros(len(pick)).to(like) if bias is None else bias[pick].to(like)
+
+
+def _slope(act: object, x: Tensor) -> Tensor:
+    """The activation's derivative at x."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(act(leaf).sum(), leaf)  # type: ignore[operator]
+    return slope

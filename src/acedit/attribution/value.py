@@ -1,0 +1,279 @@
+"""Value neurons, heads and layers: what raises the answer's log-probability (Eq. 9).
+
+    scores = neuron_scores(lm, ["Ann Lee is a citizen of"], ["Peru"])       # (layers, batch, n_neurons)
+    layers = layer_scores(lm, prompts, answers)                             # sums, and whole vectors
+
+I(v) = log p(w | v + h) − log p(w | h), where h is what the layer's sublayer added v to: h^{l-1} + A^l for
+an FFN neuron (also in parallel blocks), h^{l-1} for an attention vector, and p is the softmax of the
+unembedding of the final-normed vector. `norm="frozen"` (default) keeps the final norm's scale of the real
+run at that position, so contributions are linear; `norm="exact"` recomputes it. w is the answer's first
+token, or with `tokens="all"` the sum over its tokens by teacher forcing. Scores are in nats.
+
+Footguns: families that cap their logits (gemma2) are scored before the cap. FFN biases are nobody's
+neuron. Neurons are scored in tiles; a tile times the vocabulary is the largest array made. The fast
+path, certified by bounds instead of every neuron's distribution, is to stand beside this one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from acedit.errors import UserError
+from acedit.lm.model import Encoded, LanguageModel
+from acedit.lm.trace import Trace, trace
+
+Norm = Literal["frozen", "exact"]
+Tokens = Literal["first", "all"]
+TILE = 4096  # neurons scored at once
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """An FFN neuron (layer, index), its score in nats, and the top tokens of its subvalue."""
+
+    layer: int
+    index: int
+    score: float
+    tokens: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One place where a token is predicted: row and position of a trace, and the token."""
+
+    row: int
+    position: int
+    token: int
+    source: int  # index of the prompt it belongs to
+
+
+def readings(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    tokens: Tokens = "first",
+    position: int | None = None,
+) -> tuple[Encoded, list[Reading]]:
+    """The prompts encoded (with their answers, for `tokens="all"`) and where to read what.
+
+    position: a token index to read at instead of the prompt's last; negative counts from the last.
+    Raises UserError for lists of unlike length, or a position outside the prompt.
+    """
+    if len(prompts) != len(answers):
+        raise UserError(f"{len(prompts)} prompts but {len(answers)} answers: give one answer a prompt")
+    encoded = lm.encode(prompts)
+    rows, found = [], []
+    for i, length in enumerate(encoded.lengths.tolist()):
+        at = length - 1 if position is None else position + (length if position < 0 else 0)
+        if not 0 <= at < length:
+            raise UserError(f"position {position} is outside prompt {prompts[i][:40]!r} of {length} tokens")
+        ids = lm.token_ids(answers[i])
+        row = encoded.input_ids[i, :length].tolist()
+        if tokens == "first":
+            found.append(Reading(i, at, ids[0], i))
+        else:
+            if position is not None:
+                raise UserError('tokens="all" reads from the last token on; leave position out')
+            found += [Reading(i, at + j, token, i) for j, token in enumerate(ids)]
+            row += ids[:-1]
+        rows.append(row)
+    width = max(map(len, rows))
+    ids_all = torch.full((len(rows), width), int(encoded.input_ids[0, 0]))
+    mask = torch.zeros_like(ids_all)
+    for i, row in enumerate(rows):
+        ids_all[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return Encoded(ids_all.to(lm.device), mask.to(lm.device)), found
+
+
+def log_increase(
+    lm: LanguageModel,
+    base: Float[Tensor, " d_model"],
+    vectors: Float[Tensor, "n d_model"],
+    final: Float[Tensor, " d_model"],
+    token: int,
+    *,
+    norm: Norm = "frozen",
+    tile: int = TILE,
+) -> Float[Tensor, " n"]:
+    """log p(token | v + base) − log p(token | base) for each vector (Eq. 9), nats.
+
+    final: the final residual of the real run there, whose norm is the frozen one.
+    """
+    base, vectors, final = _wide(base), _wide(vectors), _wide(final)
+    unembedding = lm.unembedding.to(base)
+    bias = 0.0 if lm.head_bias is None else lm.head_bias.to(base)
+    frozen = lm.freeze_norm(lm.final_norm, final)
+
+    def log_p(normed: Tensor) -> Tensor:
+        return (normed @ unembedding.T + bias).log_softmax(-1)[..., token]
+
+    if norm == "frozen":
+        start = frozen.apply(base, bias=True)
+        reference = log_p(start)
+        tiles = [log_p(start + frozen.apply(part)) - reference for part in vectors.split(tile)]
+    else:
+        reference = log_p(lm.freeze_norm(lm.final_norm, base).apply(base, bias=True))
+        tiles = []
+        for part in vectors.split(tile):
+            moved = base + part
+            tiles.append(log_p(lm.freeze_norm(lm.final_norm, moved).apply(moved, bias=True)) - reference)
+    return torch.cat(tiles)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def ffn_vectors(lm: LanguageModel, t: Trace, layer: int, row: int, at: int) -> Float[Tensor, "n d_model"]:
+    """What each neuron of the layer adds to the stream: m_k·fc2_k, through the post-norm if any."""
+    m = _wide(t.coefficients[layer, row, at])
+    vectors = m[:, None] * lm.subvalues(layer).to(m)
+    return _through_post_norm(lm, vectors, lm.ffn_post_norm(layer), vectors.sum(0), lm.down_bias(layer))
+
+
+def head_vectors(lm: LanguageModel, t: Trace, layer: int, row: int, at: int) -> Float[Tensor, "h d_model"]:
+    """What each attention head adds to the stream."""
+    return attention_subvalue_vectors(lm, t, layer, row, at).sum(1)
+
+
+def attention_subvalue_vectors(
+    lm: LanguageModel, t: Trace, layer: int, row: int, at: int
+) -> Float[Tensor, "h head_dim d_model"]:
+    """What each unit of each head adds: a column of W_o times the head's output there."""
+    z = _wide(t.head_outputs[layer, row, at])
+    vectors = z[..., None] * lm.attention_subvalues(layer).to(z)
+    bias = getattr(lm.attention_out(layer), "bias", None)
+    norm = lm.attention_post_norm(layer)
+    return _through_post_norm(lm, vectors, norm, vectors.sum((0, 1)), bias)
+
+
+def _through_post_norm(
+    lm: LanguageModel, vectors: Tensor, norm: torch.nn.Module | None, total: Tensor, bias: Tensor | None
+) -> Tensor:
+    if norm is None:
+        return vectors
+    whole = total if bias is None else total + bias.to(total)
+    return lm.freeze_norm(norm, whole).apply(vectors)
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """Eq. 9 by layer and prompt, nats: sums over neurons (or heads), and the layer's whole vector."""
+
+    ffn_sum: Float[Tensor, "layers batch"]
+    ffn_vector: Float[Tensor, "layers batch"]
+    attention_sum: Float[Tensor, "layers batch"]
+    attention_vector: Float[Tensor, "layers batch"]
+    neurons: Float[Tensor, "layers batch n_neurons"]
+    heads: Float[Tensor, "layers batch n_heads"]
+
+
+@torch.no_grad()
+def layer_scores(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    tokens: Tokens = "first",
+    norm: Norm = "frozen",
+    position: int | None = None,
+) -> LayerScores:
+    """Every neuron, head and layer of every prompt, scored (Eq. 9)."""
+    encoded, places = readings(lm, prompts, answers, tokens=tokens, position=position)
+    t = trace(lm, encoded)
+    shape = (lm.n_layers, len(prompts))
+    wide = torch.float64 if lm.dtype == torch.float64 else torch.float32
+    neurons = torch.zeros(*shape, lm.n_neurons, dtype=wide)
+    heads = torch.zeros(*shape, lm.n_heads, dtype=wide)
+    ffn_vector, attention_vector = torch.zeros(shape, dtype=wide), torch.zeros(shape, dtype=wide)
+    for at in places:
+        final = t.residual[-1, at.row, at.position]
+        for layer in range(lm.n_layers):
+            below = _wide(t.residual[layer, at.row, at.position])
+            middle = below + _wide(t.attention[layer, at.row, at.position])
+            whole = _wide(t.ffn[layer, at.row, at.position])[None]
+            vectors = torch.cat([ffn_vectors(lm, t, layer, at.row, at.position), whole])
+            scores = log_increase(lm, middle, vectors, final, at.token, norm=norm).cpu()
+            neurons[layer, at.source] += scores[:-1]
+            ffn_vector[layer, at.source] += scores[-1]
+            whole = _wide(t.attention[layer, at.row, at.position])[None]
+            vectors = torch.cat([head_vectors(lm, t, layer, at.row, at.position), whole])
+            scores = log_increase(lm, below, vectors, final, at.token, norm=norm).cpu()
+            heads[layer, at.source] += scores[:-1]
+            attention_vector[layer, at.source] += scores[-1]
+    return LayerScores(neurons.sum(-1), ffn_vector, heads.sum(-1), attention_vector, neurons, heads)
+
+
+def neuron_scores(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    tokens: Tokens = "first",
+    norm: Norm = "frozen",
+    position: int | None = None,
+) -> Float[Tensor, "layers batch n_neurons"]:
+    """Eq. 9 for every FFN neuron, nats."""
+    return layer_scores(lm, prompts, answers, tokens=tokens, norm=norm, position=position).neurons
+
+
+@torch.no_grad()
+def attention_subvalue_scores(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    tokens: Tokens = "first",
+    norm: Norm = "frozen",
+    position: int | None = None,
+) -> Float[Tensor, "layers batch n_heads head_dim"]:
+    """Eq. 9 for every attention subvalue, nats."""
+    encoded, places = readings(lm, prompts, answers, tokens=tokens, position=position)
+    t = trace(lm, encoded)
+    wide = torch.float64 if lm.dtype == torch.float64 else torch.float32
+    out = torch.zeros(lm.n_layers, len(prompts), lm.n_heads, lm.head_dim, dtype=wide)
+    for at in places:
+        final = t.residual[-1, at.row, at.position]
+        for layer in range(lm.n_layers):
+            vectors = attention_subvalue_vectors(lm, t, layer, at.row, at.position)
+            base = t.residual[layer, at.row, at.position]
+            flat = vectors.reshape(-1, lm.d_model)
+            scores = log_increase(lm, base, flat, final, at.token, norm=norm).cpu()
+            out[layer, at.source] += scores.reshape(lm.n_heads, lm.head_dim)
+    return out
+
+
+@torch.no_grad()
+def top_tokens(
+    lm: LanguageModel, layer: int, index: int, *, sign: float = 1.0, k: int = 8
+) -> tuple[str, ...]:
+    """The tokens a neuron's subvalue points at, through the final norm's γ (times `sign`).
+
+    sign: the sign of the neuron's coefficient, since a negative one turns the subvalue round.
+    """
+    v = _wide(lm.subvalues(layer)[index]) * (1.0 if sign >= 0 else -1.0)
+    norm = lm.ffn_post_norm(layer)
+    if norm is not None:
+        v = lm.freeze_norm(norm, v).apply(v)
+    v = lm.freeze_norm(lm.final_norm, v).apply(v)
+    ids = (lm.unembedding.to(v) @ v).topk(k).indices.tolist()
+    return tuple(str(lm.tokenizer.decode([i])) for i in ids)
+
+
+def top_neurons(
+    lm: LanguageModel, scores: Float[Tensor, "layers n_neurons"], k: int, *, named: bool = True
+) -> list[Neuron]:
+    """The k highest-scoring neurons, best first, with the top tokens of their subvalues."""
+    k = min(k, scores.numel())
+    values, flat = scores.flatten().topk(k)
+    found = []
+    for value, i in zip(values.tolist(), flat.tolist(), strict=True):
+        layer, index = divmod(i, scores.shape[1])
+        found.append(Neuron(layer, index, value, top_tokens(lm, layer, index) if named else ()))
+    return found
