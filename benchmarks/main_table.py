@@ -30,8 +30,7 @@ def known_facts() -> list[Fact]:
     world = build_world()
     relations = mquake()
     return [
-        Fact(f.subject, relations[f.relation], f.object, world.aliases.get(f.object, ()))
-        for f in world.facts
+        Fact(f.subject, relations[f.relation], f.object, world.aliases.get(f.object, ())) for f in world.facts
     ]
 
 

@@ -16,12 +16,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from acedit.attribution.locate import Location, locate
+    from acedit.attribution.locate import Location
     from acedit.attribution.plan import Plan
     from acedit.benchmark.evaluate import evaluate
     from acedit.editing.edit import edit
     from acedit.editing.methods import Method, methods
     from acedit.editing.patch import NoWeightChange, Patch
+    from acedit.editing.plan import locate
+    from acedit.editing.plan import locate
     from acedit.errors import UserError
     from acedit.knowledge.facts import (
         Case,
@@ -61,12 +63,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "acedit.attribution.locate": ("Location", "locate"),
+    "acedit.attribution.locate": ("Location",),
     "acedit.attribution.plan": ("Plan",),
     "acedit.benchmark.evaluate": ("evaluate",),
     "acedit.editing.edit": ("edit",),
     "acedit.editing.methods": ("Method", "methods"),
     "acedit.editing.patch": ("NoWeightChange", "Patch"),
+    "acedit.editing.plan": ("locate",),
+    "acedit.editing.plan": ("locate",),
     "acedit.errors": ("UserError",),
     "acedit.knowledge.facts": ("Case", "Chain", "Edit", "Fact", "read_cases", "read_edits", "read_facts"),
     "acedit.knowledge.relations": ("Relation",),

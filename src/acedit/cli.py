@@ -15,7 +15,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         args = _parser().parse_args(argv)
-        _quieten(args.quiet)
-        args.run(args)
+        with _notices(args.quiet):
+            args.run(args)
         sys.stdout.flush()
     except SystemExit as stop:  # argparse's way to end
         return int(stop.code or 0)
@@ -66,16 +67,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", metavar="FILE", help="write the result as JSON too (docs/json.md)")
     common.add_argument("--quiet", action="store_true", help="no progress and no notices")
-    seeded = argparse.ArgumentParser(add_help=False)
+    seeded = _Parser(add_help=False)
     seeded.add_argument("--seed", type=_whole(0), default=0, help="seed of everything drawn (default 0)")
     model_help = "'bundled', a folder of Hugging Face files, or a hub name"
-    loading = argparse.ArgumentParser(add_help=False)
+    loading = _Parser(add_help=False)
     loading.add_argument("--dtype", help="float32, bfloat16, ...; the checkpoint's own if not given")
     loading.add_argument("--device-map", metavar="MAP", help="as transformers takes it: cpu, cuda, auto")
-    facts = argparse.ArgumentParser(add_help=False)
+    facts = _Parser(add_help=False)
     facts.add_argument("--facts", metavar="FILE", help="known facts, beside those in the edits' own file")
 
     parser = _Parser(
@@ -191,14 +192,20 @@ def _whole(low: int, high: int | None = None) -> Any:
     return convert
 
 
-def _quieten(quiet: bool) -> None:
-    """Notices of ours as lines like the rest; transformers' chatter off, unless asked for."""
-    log = logging.getLogger("acedit")
-    log.handlers = [_Notices()]
-    log.propagate = False
-    log.setLevel(logging.ERROR if quiet else logging.INFO)
+@contextmanager
+def _notices(quiet: bool) -> Iterator[None]:
+    """Our log as lines like the rest, and transformers' chatter off unless asked for."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    log = logging.getLogger("acedit")
+    before = log.handlers, log.propagate, log.level
+    log.handlers, log.propagate = [_Notices()], False
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        log.handlers, log.propagate = before[:2]
+        log.setLevel(before[2])
 
 
 class _Notices(logging.Handler):
@@ -237,7 +244,8 @@ def _load(args: argparse.Namespace) -> "LanguageModel":
 
     from acedit.lm.model import load
 
-    chatter.disable_progress_bar()
+    silence: Any = chatter.disable_progress_bar
+    silence()
     if args.dtype is not None:
         _known_dtype(args.dtype)
     return load(args.model, dtype=args.dtype, device_map=args.device_map)
@@ -291,8 +299,10 @@ def _neuron_rows(neurons: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _location_fields(where: "Location", top: int) -> dict[str, Any]:
+    from dataclasses import asdict
+
     return {
-        "layers": [{"layer": r.layer, "value": r.value, "query": r.query} for r in where.layers],
+        "layers": [asdict(row) for row in where.layers],
         "plan": where.plan.to_json(),
         "value_neurons": _neuron_rows(where.value_neurons[:top]),
         "query_neurons": _neuron_rows(where.query_neurons[:top]),
@@ -319,11 +329,13 @@ def _locate(args: argparse.Namespace) -> None:
     progress = Progress(args.quiet)
     progress.say("loading the model")
     lm = _load(args)
-    from acedit.attribution.locate import locate
+    from acedit.editing.plan import locate
 
     progress.say(f"attributing {len(edits)} edits over {lm.n_layers} layers")
     where = locate(lm, edits, known=known)
     print("Layers\n" + text.layer_bars(where.layers, where.plan))
+    for stage, reason in where.plan.reason.items():
+        print(f"  {stage}: {reason}")
     print("\nTop value neurons\n" + text.neuron_table(where.value_neurons[: args.top]))
     print("\nTop query neurons\n" + text.neuron_table(where.query_neurons[: args.top]))
     if args.page:
@@ -336,6 +348,7 @@ def _locate(args: argparse.Namespace) -> None:
             edits=[EditRow(e.subject, e.prompt, e.old, e.target) for e in edits],
             layers=where.layers,
             plan=where.plan,
+            reasons=list(where.plan.reason.values()),
             value_neurons=where.value_neurons[: args.top],
             query_neurons=where.query_neurons[: args.top],
         )

@@ -72,7 +72,7 @@ def choose_layers(
     """
     n = len(value)
     positive = [max(0.0, v) for v in value]
-    total = sum(positive) or 1.0
+    total = sum(positive)
     ranked = sorted(range(n), key=lambda layer: -value[layer])
     chosen: list[int] = []
     for layer in ranked:
@@ -91,7 +91,7 @@ def choose_layers(
     query_layers = tuple(sorted(by_query))
     between = [layer for layer in range(query_layers[-1] + 1, value_layers[0])]
     middle_layers = tuple(between[len(between) // 2 :][:1]) if between else ()
-    held = sum(positive[c] for c in chosen) / total
+    held = sum(positive[c] for c in chosen) / total if total else 0.0
     return Plan(
         value_layers,
         query_layers,

@@ -72,7 +72,7 @@ def edit(
     composer = Composer(edits, known, exclude=exclude, seed=seed, amounts=chosen.amounts)
     prompts = composer.prompts()
     if plan is None:
-        from acedit.attribution.locate import find_plan
+        from acedit.editing.plan import find_plan
 
         tell("choosing layers")
         plan = find_plan(lm, edits, prompts)

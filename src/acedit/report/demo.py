@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from acedit.attribution.locate import Location, locate
+from acedit.attribution.locate import Location
 from acedit.benchmark.evaluate import merged_edits, starts
 from acedit.benchmark.prompts import direct_prompt
 from acedit.benchmark.score import Scorer, matches, summarise
 from acedit.editing.edit import edit
+from acedit.editing.plan import locate
+from acedit.editing.plan import locate
 from acedit.knowledge.compose import chain_question, reserved
 from acedit.knowledge.facts import Case, Edit, Fact, cases_from
 from acedit.knowledge.relations import held_out, mquake
@@ -273,6 +275,7 @@ def _page(
         edits=[EditRow(e.subject, e.prompt, e.old, e.target) for e in edits],
         layers=where.layers,
         plan=where.plan,
+        reasons=list(where.plan.reason.values()),
         value_neurons=where.value_neurons[:12],
         query_neurons=where.query_neurons[:12],
         answers=rows,

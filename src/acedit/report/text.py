@@ -9,7 +9,7 @@ without a trailing newline.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 METRIC_NAMES = {
     "efficacy": "efficacy",
@@ -26,6 +26,7 @@ METRIC_NAMES = {
 }
 
 
+@runtime_checkable
 class NeuronLike(Protocol):
     """What a row about a neuron needs; `tokens` are its top tokens in vocabulary space."""
 
@@ -39,6 +40,7 @@ class NeuronLike(Protocol):
     def tokens(self) -> Sequence[str]: ...
 
 
+@runtime_checkable
 class LayerLike(Protocol):
     """A layer's value and query scores."""
 
@@ -50,6 +52,7 @@ class LayerLike(Protocol):
     def query(self) -> float: ...
 
 
+@runtime_checkable
 class PlanLike(Protocol):
     """The layers an edit is written in, by stage."""
 

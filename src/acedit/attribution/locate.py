@@ -1,0 +1,80 @@
+"""Where is a fact kept? Value neurons, query neurons, layers, and the plan of an edit.
+
+    where = locate(lm, edits, known=facts)
+    where.value_neurons[0]      # Neuron(layer=6, index=211, score=1.2, tokens=(' Peru', ...))
+    where.plan.value_layers
+
+The plan needs a v* search, which is editing's; it is handed in (`reach_of`) so that this room stays below
+that one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from acedit.attribution.layers import LayerTable, measure
+from acedit.attribution.plan import Plan, choose_layers
+from acedit.attribution.value import Neuron, top_neurons, top_tokens
+from acedit.errors import UserError
+from acedit.knowledge.compose import Prompt
+from acedit.knowledge.facts import Edit
+from acedit.lm.model import LanguageModel
+
+Reach = Callable[[LanguageModel, Sequence[Edit], Sequence[Prompt]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer: value score (nats), query score, what its FFN and attention vectors score as a whole
+    (nats), and the loss v* attains at the subject's last token there (nats a token)."""
+
+    layer: int
+    value: float
+    query: float
+    ffn_vector: float
+    attention_vector: float
+    reach: float
+
+
+@dataclass(frozen=True)
+class Location:
+    """Sorted neurons, best first; a row a layer; the plan."""
+
+    value_neurons: tuple[Neuron, ...]
+    query_neurons: tuple[Neuron, ...]
+    layers: tuple[LayerRow, ...]
+    plan: Plan
+
+
+def locate_with(
+    lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], *, top: int, reach_of: Reach
+) -> Location:
+    """The location of `edits`' old facts, from prompts a `Composer` made. Raises UserError for top < 1."""
+    if top < 1:
+        raise UserError(f"top {top}: ask for at least one neuron")
+    table = measure(lm, edits, prompts)
+    reach = tuple(reach_of(lm, edits, prompts))
+    rows = tuple(
+        LayerRow(layer, *figures)
+        for layer, figures in enumerate(
+            zip(table.value, table.query, table.ffn_vector, table.attention_vector, reach, strict=True)
+        )
+    )
+    return Location(
+        value_neurons=_named(lm, table, "value_neurons", top),
+        query_neurons=_named(lm, table, "query_neurons", top),
+        layers=rows,
+        plan=choose_layers(table.value, table.query, reach).checked(lm.n_layers),
+    )
+
+
+def _named(lm: LanguageModel, table: LayerTable, field: str, top: int) -> tuple[Neuron, ...]:
+    found = top_neurons(lm, getattr(table, field), top, named=False)
+    return tuple(
+        Neuron(
+            n.layer,
+            n.index,
+            n.score,
+            top_tokens(lm, n.layer, n.index, sign=float(table.signs[n.layer, n.index])),
+        )
+        for n in found
+    )

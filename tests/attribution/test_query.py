@@ -1,0 +1,81 @@
+"""Eq. 10 against the definition: take the vector off the FFN's input and look at the coefficient."""
+
+import pytest
+import torch
+
+from acedit.attribution.query import query_scores, raised
+from acedit.attribution.value import Neuron, ffn_vectors, head_vectors
+from acedit.errors import UserError
+from acedit.lm.families import FAMILIES
+from acedit.lm.trace import trace
+from tests.tiny import tiny_lm
+
+PROMPT = "Ann Lee is a citizen of"
+ABOVE = [Neuron(2, 3, 1.0), Neuron(2, 11, 0.5), Neuron(1, 4, 0.2)]
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_change_is_what_removing_the_vector_does(name: str) -> None:
+    lm = tiny_lm(name, dtype=torch.float64)
+    t = trace(lm, [PROMPT])
+    at = int(t.encoded.last[0])
+    vectors = ffn_vectors(lm, t, 0, 0, at)
+    scores = raised(lm, t, 2, [3, 11], at, vectors, "change")
+    entering = t.residual[2, 0, at] if lm.parallel else t.residual[2, 0, at] + t.attention[2, 0, at]
+    moved = lm.freeze_norm(lm.ffn_norm(2), entering).apply(vectors)
+    x = t.ffn_inputs[2, 0, at]
+    m = lm.coefficients_of(2, x)
+    for i in (0, 5):
+        without = lm.coefficients_of(2, x - moved[i])
+        wanted = sum(float(m[k].sign() * (m[k] - without[k])) for k in (3, 11))
+        assert float(scores[i]) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])
+def test_ungated_default_is_the_paper_s_inner_product(name: str) -> None:
+    lm = tiny_lm(name, dtype=torch.float64)
+    t = trace(lm, [PROMPT])
+    at = int(t.encoded.last[0])
+    scores = query_scores(lm, PROMPT, [Neuron(2, 3, 1.0)])
+    entering = t.residual[2, 0, at] if lm.parallel else t.residual[2, 0, at] + t.attention[2, 0, at]
+    v = lm.freeze_norm(lm.ffn_norm(2), entering).apply(ffn_vectors(lm, t, 1, 0, at))
+    assert torch.allclose(scores.neurons[1], v @ lm.subkeys(2)[3], atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma2"])
+def test_first_order_meets_the_change_for_small_vectors(name: str) -> None:
+    lm = tiny_lm(name, dtype=torch.float64)
+    t = trace(lm, [PROMPT])
+    at = int(t.encoded.last[0])
+    small = 1e-5 * ffn_vectors(lm, t, 0, 0, at)
+    exact = raised(lm, t, 2, [3, 11], at, small, "change")
+    first = raised(lm, t, 2, [3, 11], at, small, "first_order")
+    assert torch.allclose(exact, first, rtol=1e-2, atol=1e-12)
+    assert exact.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gptj"])
+def test_only_what_comes_before_counts(name: str) -> None:
+    lm = tiny_lm(name)
+    scores = query_scores(lm, PROMPT, ABOVE)
+    assert scores.neurons[2].abs().max() == 0
+    assert scores.neurons[:2].abs().max(-1).values.min() > 0
+    own_layer = scores.heads[2].abs().max()
+    assert own_layer == 0 if lm.parallel else own_layer > 0
+    assert torch.allclose(scores.layers, scores.neurons.sum(-1))
+
+
+def test_heads_are_scored_by_their_vectors() -> None:
+    lm = tiny_lm("llama", dtype=torch.float64)
+    t = trace(lm, [PROMPT])
+    at = int(t.encoded.last[0])
+    wanted = raised(lm, t, 2, [3], at, head_vectors(lm, t, 2, 0, at), "change")
+    assert torch.allclose(query_scores(lm, PROMPT, [Neuron(2, 3, 1.0)]).heads[2], wanted)
+
+
+def test_bad_input_is_one_line() -> None:
+    lm = tiny_lm("gpt2")
+    with pytest.raises(UserError, match="at least one"):
+        query_scores(lm, PROMPT, [])
+    with pytest.raises(UserError, match="outside the prompt"):
+        query_scores(lm, PROMPT, ABOVE, position=50)

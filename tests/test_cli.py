@@ -1,0 +1,469 @@
+"""The command line end to end on a tiny random model, and every way to give it bad input."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from acedit.cli import main
+from acedit.editing.patch import LayerUpdate, Patch, place_of
+from acedit.knowledge.facts import Edit
+from acedit.knowledge.relations import Relation
+from acedit.lm.model import LanguageModel, load
+from tests.tiny import byte_tokenizer, tiny_model
+
+RELATIONS = {
+    "citizen": {
+        "prompts": ["{} is a citizen of"],
+        "questions": ["Which country is {} a citizen of?"],
+        "phrase": "the country of citizenship of {}",
+    },
+    "capital": {
+        "prompts": ["The capital of {} is"],
+        "questions": ["What is the capital of {}?"],
+        "phrase": "the capital of {}",
+    },
+    "boss": {
+        "prompts": ["The boss of {} is"],
+        "questions": ["Who is the boss of {}?"],
+        "phrase": "the boss of {}",
+    },
+}
+FACTS = [
+    {"subject": "Ann Lee", "relation": "citizen", "object": "Peru"},
+    {"subject": "Peru", "relation": "capital", "object": "Lima"},
+    {"subject": "Chile", "relation": "capital", "object": "Santiago"},
+    {"subject": "Ann Lee", "relation": "boss", "object": "Bo Ray"},
+    {"subject": "Malmö", "relation": "boss", "object": "Ann Lee"},
+]
+EDITS = [{"subject": "Bo Ray", "relation": "citizen", "target": "Chile", "old": "Peru"}]
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen3 with room for the few-shot prompt, as a folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model("qwen3", max_position_embeddings=2048).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def short_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another tiny model, with a context of 128 tokens."""
+    folder = tmp_path_factory.mktemp("models") / "short"
+    tiny_model("qwen3", seed=1).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACEDIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """One command: exit code, standard output, standard error."""
+
+    def command(*args: object) -> tuple[int, str, str]:
+        code = main([str(arg) for arg in args])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return command
+
+
+@pytest.fixture
+def fails(run: Run) -> Callable[..., str]:
+    """One command that must end in exit code 2 and one line; the line."""
+
+    def command(*args: object) -> str:
+        code, _, err = run(*args, *([] if "--quiet" in args else ["--quiet"]))
+        assert code == 2, err
+        assert err.startswith("acedit: ") and err.count("\n") == 1, err
+        return err
+
+    return command
+
+
+@pytest.fixture
+def edits_file(tmp_path: Path) -> Path:
+    return written(tmp_path / "edits.json", {"relations": RELATIONS, "facts": FACTS, "edits": EDITS})
+
+
+def written(path: Path, data: Any) -> Path:
+    path.write_text(data if isinstance(data, str) else json.dumps(data), "utf-8")
+    return path
+
+
+def patch_for(lm: LanguageModel, method: str = "ace") -> Patch:
+    left = 0.5 * torch.randn(lm.d_model, 2)
+    right = torch.randn(2, lm.n_neurons)
+    edit = Edit("Bo Ray", Relation("citizen", ("{} is a citizen of",)), "Chile", "Peru")
+    return Patch(
+        updates=(LayerUpdate(1, left, right),),
+        edits=(edit,),
+        plan={"value_layers": [1]},
+        method=method,
+        settings={},
+        seed=0,
+        fingerprint=lm.fingerprint,
+        place=place_of(lm, [1]),
+    )
+
+
+@pytest.fixture
+def patch_dir(model_dir: Path, tmp_path: Path) -> Path:
+    return patch_for(load(model_dir)).save(tmp_path / "patch")
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# The main path
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    code = (
+        "import sys; from acedit.cli import main; rc = main(['--help']); "
+        "assert 'torch' not in sys.modules; sys.exit(rc)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "locate", "edit", "ask", "evaluate", "patch", "world"):
+        assert command in done.stdout
+
+
+def test_version(run: Run) -> None:
+    assert run("--version")[:2] == (0, "acedit 0.1.0\n")
+
+
+def test_ask_with_and_without_patch(run: Run, model_dir: Path, patch_dir: Path, tmp_path: Path) -> None:
+    question = "Which country is Bo Ray a citizen of?"
+    out = tmp_path / "ask.json"
+    code, plain, err = run("ask", model_dir, question, "--json", out)
+    assert (code, err) == (0, "")
+    said = json.loads(out.read_text("utf-8"))
+    assert (said["schema"], said["command"], said["answer"]) == (1, "ask", plain.rstrip("\n"))
+    code, edited, _ = run("ask", model_dir, question, "--patch", patch_dir)
+    assert code == 0 and edited != plain
+
+
+def test_locate_edit_ask_evaluate(run: Run, model_dir: Path, edits_file: Path, tmp_path: Path) -> None:
+    where = tmp_path / "where.json"
+    code, out, err = run(
+        "locate", model_dir, edits_file, "--top", 3, "--json", where, "--page", tmp_path / "p.html"
+    )
+    assert code == 0, err
+    found = json.loads(where.read_text("utf-8"))
+    assert len(found["layers"]) == 3 and len(found["value_neurons"]) == 3
+    scores = [n["score"] for n in found["value_neurons"]]
+    assert scores == sorted(scores, reverse=True)
+    assert "Top value neurons" in out
+    assert "<!doctype html>" in (tmp_path / "p.html").read_text("utf-8")
+
+    made, record = tmp_path / "made", tmp_path / "edit.json"
+    code, out, err = run(
+        "edit", model_dir, edits_file, "--method", "ace-closed", "--out", made, "--json", record
+    )
+    assert code == 0, err
+    assert "v*" in err, "progress is on standard error"
+    assert json.loads(record.read_text("utf-8"))["id"] == Patch.load(made).id
+
+    shown = tmp_path / "show.json"
+    code, out, _ = run("patch", "show", made, "--json", shown)
+    assert code == 0 and "Bo Ray is a citizen of Chile (was Peru)" in out
+    assert json.loads(shown.read_text("utf-8"))["method"] == "ace-closed"
+
+
+def test_evaluate_the_unedited_model_and_a_patch(
+    run: Run, model_dir: Path, patch_dir: Path, tmp_path: Path
+) -> None:
+    from acedit.world.graph import mquake_cases
+
+    cases = written(tmp_path / "cases.json", mquake_cases("2hop")[:1])
+    out = tmp_path / "scores.json"
+    code, said, err = run("evaluate", model_dir, cases, "--patch", patch_dir, "--json", out)
+    assert code == 0, err
+    assert "efficacy" in said
+    scores = json.loads(out.read_text("utf-8"))["scores"]
+    assert scores["efficacy"]["n"] == 2
+    assert scores["explicit"]["value"] is None, "nothing of that sort was scored"
+
+
+def test_patch_apply_saves_an_ordinary_checkpoint(
+    run: Run, model_dir: Path, patch_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "edited"
+    code, _, err = run("patch", "apply", model_dir, patch_dir, "--out", out)
+    assert code == 0, err
+    lm, edited = load(model_dir), load(out)
+    with Patch.load(patch_dir).applied(lm):
+        assert torch.equal(lm.logits(["The capital of Peru is"]), edited.logits(["The capital of Peru is"]))
+    assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+def test_patch_export_writes_an_adapter(run: Run, patch_dir: Path, tmp_path: Path) -> None:
+    code, _, err = run("patch", "export", patch_dir, "--out", tmp_path / "adapter")
+    assert code == 0, err
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_world_show_and_cases(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("world", "show", "--json", tmp_path / "world.json")
+    assert code == 0, err
+    assert "facts" in out
+    cases, facts = tmp_path / "cases.json", tmp_path / "facts.json"
+    code, out, err = run(
+        "world", "cases", "--seed", 3, "--n", 4, "--edits", 2, "--out", cases, "--facts-out", facts
+    )
+    assert code == 0, err
+    assert out.startswith("4 cases")
+    from acedit.knowledge.facts import read_cases, read_facts
+
+    assert [len(case.edits) for case in read_cases(cases)] == [2] * 4
+    edited = {edit.key for case in read_cases(cases) for edit in case.edits}
+    assert not edited & {fact.key for fact in read_facts(facts)}
+
+
+# Bad input: one clear line, exit code 2
+
+
+def test_missing_file(fails: Callable[..., str], model_dir: Path, tmp_path: Path) -> None:
+    assert "no such file" in fails("edit", model_dir, tmp_path / "none.json", "--out", tmp_path / "p")
+
+
+def test_broken_file(fails: Callable[..., str], model_dir: Path, tmp_path: Path) -> None:
+    bad = written(tmp_path / "bad.json", '{"edits": [\n {"subject": }]}')
+    assert "line 2" in fails("edit", model_dir, bad, "--out", tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ([{"subject": "Bo Ray", "relation": "citizen", "target": 3}], "edits[0].target"),
+        ([{"relation": "citizen", "target": "Chile"}], "edits[0].subject"),
+        ([], "at least one"),
+        ([*EDITS, {**EDITS[0], "target": "Peru", "old": "Chile"}], "contradict"),
+        ([{**EDITS[0], "relation": "no such"}], "unknown"),
+        ([{**EDITS[0], "target": "Peru"}], "old object"),
+        ([{"subject": "Bo Ray", "prompt": "He is a citizen of", "target": "Chile"}], "{}"),
+        ([{"subject": " ", "relation": "citizen", "target": "Chile"}], "edits[0].subject"),
+    ],
+    ids=["wrong type", "missing field", "empty", "contradiction", "unknown relation", "same target",
+         "subject absent", "empty subject"],
+)  # fmt: skip
+def test_bad_edits(
+    fails: Callable[..., str], model_dir: Path, tmp_path: Path, edits: list[Any], words: str
+) -> None:
+    path = written(tmp_path / "edits.json", {"relations": RELATIONS, "edits": edits})
+    line = fails("edit", model_dir, path, "--out", tmp_path / "p")
+    assert words in line and "edits.json" in line
+    assert not (tmp_path / "p").exists()
+
+
+def test_identical_edits_merge_with_a_notice(
+    run: Run, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "edits.json", {"relations": RELATIONS, "edits": EDITS * 2})
+    code, _, err = run("edit", model_dir, path, "--method", "none", "--out", tmp_path / "p")
+    assert code == 2 and "1 identical edits were merged" in err.splitlines()[0]
+
+
+def test_unknown_method(fails: Callable[..., str], model_dir: Path, edits_file: Path, tmp_path: Path) -> None:
+    assert "ace" in fails("edit", model_dir, edits_file, "--method", "magic", "--out", tmp_path / "p")
+
+
+def test_prompt_longer_than_the_context(fails: Callable[..., str], short_dir: Path) -> None:
+    assert "context is 128" in fails("ask", short_dir, "Who is Bo Ray's boss?", "--cot")
+
+
+def test_edit_longer_than_the_context(fails: Callable[..., str], short_dir: Path, tmp_path: Path) -> None:
+    edit = {"subject": "Bo Ray", "prompt": "{} " + "and Peru " * 200 + "is a citizen of", "target": "Chile"}
+    path = written(tmp_path / "edits.json", {"edits": [edit]})
+    assert "context is 128" in fails("edit", short_dir, path, "--method", "pmet", "--out", tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_missing_model(fails: Callable[..., str], edits_file: Path, tmp_path: Path) -> None:
+    assert "model folder" in fails("locate", tmp_path / "nowhere", edits_file)
+
+
+def test_bad_dtype(fails: Callable[..., str], model_dir: Path) -> None:
+    assert "float32" in fails("ask", model_dir, "Who?", "--dtype", "float7")
+
+
+def test_empty_question(fails: Callable[..., str], model_dir: Path) -> None:
+    assert "empty" in fails("ask", model_dir, " ")
+
+
+def test_patch_for_another_model(fails: Callable[..., str], short_dir: Path, patch_dir: Path) -> None:
+    assert "another model" in fails("ask", short_dir, "Who?", "--patch", patch_dir)
+
+
+def test_truncated_patch(fails: Callable[..., str], patch_dir: Path) -> None:
+    tensors = patch_dir / "patch.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-40])
+    assert "patch.safetensors" in fails("patch", "show", patch_dir)
+
+
+def test_altered_patch(fails: Callable[..., str], patch_dir: Path) -> None:
+    tensors = patch_dir / "patch.safetensors"
+    data = bytearray(tensors.read_bytes())
+    data[-5] ^= 1
+    tensors.write_bytes(bytes(data))
+    assert "altered" in fails("patch", "show", patch_dir)
+
+
+def test_missing_patch(fails: Callable[..., str], tmp_path: Path) -> None:
+    assert "nothing" in fails("patch", "export", tmp_path / "nothing", "--out", tmp_path / "a")
+
+
+def test_patch_and_method_exclude_each_other(fails: Callable[..., str], model_dir: Path) -> None:
+    assert "not allowed" in fails("evaluate", model_dir, "c.json", "--patch", "p", "--method", "ace")
+
+
+def test_cases_that_are_none(fails: Callable[..., str], model_dir: Path, edits_file: Path) -> None:
+    fails("evaluate", model_dir, edits_file)
+
+
+@pytest.mark.parametrize("count", ["0", "5", "two"])
+def test_edits_a_case_out_of_range(fails: Callable[..., str], tmp_path: Path, count: str) -> None:
+    assert "--edits" in fails("world", "cases", "--edits", count, "--out", tmp_path / "c.json")
+
+
+def test_no_permission(
+    fails: Callable[..., str],
+    model_dir: Path,
+    edits_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Root may write anywhere, so the question itself is answered no.
+    monkeypatch.setattr("acedit.report.files.os.access", lambda *_: False)
+    assert "no permission" in fails("edit", model_dir, edits_file, "--out", tmp_path / "p")
+
+
+def test_output_under_a_file(fails: Callable[..., str], model_dir: Path, edits_file: Path) -> None:
+    assert "not a folder" in fails("edit", model_dir, edits_file, "--out", edits_file / "p")
+
+
+def test_apply_refuses_a_full_folder(
+    fails: Callable[..., str], model_dir: Path, patch_dir: Path, tmp_path: Path
+) -> None:
+    before = files_under(patch_dir)
+    assert "not an empty folder" in fails("patch", "apply", model_dir, patch_dir, "--out", patch_dir)
+    assert files_under(patch_dir) == before
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_disk_full_while_a_checkpoint_is_saved(
+    fails: Callable[..., str],
+    model_dir: Path,
+    patch_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full_disk)
+    out = tmp_path / "edited"
+    assert "No space left" in fails("patch", "apply", model_dir, patch_dir, "--out", out)
+    assert not out.exists() and not list(tmp_path.glob(".edited*"))
+
+
+def test_disk_full_while_json_is_written(
+    fails: Callable[..., str], patch_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = written(tmp_path / "show.json", "old")
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    assert "No space left" in fails("patch", "show", patch_dir, "--json", out)
+    assert out.read_text("utf-8") == "old"
+
+
+def test_disk_full_while_a_patch_is_saved(
+    fails: Callable[..., str], patch_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    assert "No space left" in fails("patch", "export", patch_dir, "--out", tmp_path / "adapter")
+    assert not list(tmp_path.glob("*adapter*"))
+
+
+# Ctrl-C
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_mid_edit(
+    run: Run,
+    model_dir: Path,
+    patch_dir: Path,
+    edits_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("acedit.editing.edit.sweep", interrupted)
+    before = files_under(model_dir), files_under(patch_dir)
+    code, out, err = run(
+        "edit", model_dir, edits_file, "--method", "ace-closed", "--out", patch_dir, "--quiet"
+    )
+    assert (code, out) == (130, "")
+    assert err.startswith("acedit: interrupted") and err.count("\n") == 1
+    assert (files_under(model_dir), files_under(patch_dir)) == before
+
+
+def test_ctrl_c_leaves_a_loaded_model_as_it_was(
+    model_dir: Path, edits_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import acedit
+
+    lm = acedit.load(model_dir)
+    before = {name: p.clone() for name, p in lm.model.named_parameters()}
+    logits = lm.logits(["The capital of Peru is"])
+    edits, facts = acedit.read_edits(edits_file), acedit.read_facts(edits_file)
+    # Within a layer's write, with the layers below already moved.
+    calls: list[int] = []
+
+    def solve(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        from acedit.editing.solve import solve as real
+
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("acedit.editing.stages.solve", solve)
+    plan = acedit.Plan(value_layers=(2,), query_layers=(0, 1))
+    with pytest.raises(KeyboardInterrupt):
+        acedit.edit(lm, edits, known=facts, method="ace-closed", plan=plan)
+    assert len(calls) == 2
+    assert all(torch.equal(before[name], p) for name, p in lm.model.named_parameters())
+    assert torch.equal(lm.logits(["The capital of Peru is"]), logits)
+
+
+def test_a_reader_that_goes_away_is_no_error(model_dir: Path) -> None:
+    code = "import sys; from acedit.cli import main; sys.exit(main(['world', 'show']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
