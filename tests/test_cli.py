@@ -2,7 +2,10 @@
 
 import errno
 import json
+import logging
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from acedit.cli import main
+from acedit.cli import Progress, main
 from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.knowledge.facts import Edit
 from acedit.knowledge.relations import Relation
@@ -202,6 +205,19 @@ def test_evaluate_the_unedited_model_and_a_patch(
     assert scores["explicit"]["value"] is None, "nothing of that sort was scored"
 
 
+def test_evaluate_a_method(run: Run, model_dir: Path, tmp_path: Path) -> None:
+    cases, facts, out = tmp_path / "cases.json", tmp_path / "facts.json", tmp_path / "scores.json"
+    assert run("world", "cases", "--n", 2, "--out", cases)[0] == 0
+    written(facts, {"relations": RELATIONS, "facts": FACTS})
+    code, said, err = run(
+        "evaluate", model_dir, cases, "--method", "pmet", "--facts", facts, "--batch", 2, "--json", out
+    )
+    assert code == 0, err
+    assert "2/2 cases" in err and "pmet" in said
+    found = json.loads(out.read_text("utf-8"))
+    assert (found["method"], found["batch"], found["scores"]["efficacy"]["n"]) == ("pmet", 2, 2)
+
+
 def test_patch_apply_saves_an_ordinary_checkpoint(
     run: Run, model_dir: Path, patch_dir: Path, tmp_path: Path
 ) -> None:
@@ -238,6 +254,58 @@ def test_world_show_and_cases(run: Run, tmp_path: Path) -> None:
     assert [len(case.edits) for case in read_cases(cases)] == [2] * 4
     edited = {edit.key for case in read_cases(cases) for edit in case.edits}
     assert not edited & {fact.key for fact in read_facts(facts)}
+
+
+def test_world_train_ends_with_the_card(
+    run: Run, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from acedit.world.card import CardRow
+
+    def train(out: Path, settings: Any, *, say: Callable[[str], None]) -> Path:
+        say(f"step 1/{settings.steps}")
+        return Path(shutil.copytree(model_dir, out))
+
+    monkeypatch.setattr("acedit.world.train.train", train)
+    monkeypatch.setattr("acedit.world.card.measure", lambda *_, **__: [CardRow("one hop", 1.0, 9, 0.99)])
+    out = tmp_path / "bundled"
+    code, said, err = run("world", "train", "--out", out, "--steps", 7)
+    assert code == 0 and "step 1/7" in err
+    assert "| one hop | 1.000 | 9 | 0.99 |" in said
+    assert "steps 7" in (out / "README.md").read_text("utf-8")
+
+
+def test_demo_writes_what_it_found(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acedit.lm.model.load", lambda _: None)
+    monkeypatch.setattr(
+        "acedit.report.demo.run", lambda *_, **options: {"scores": {}, "told": options["seed"]}
+    )
+    out = tmp_path / "demo.json"
+    assert run("demo", "--quiet", "--seed", 4, "--out", tmp_path / "demo", "--json", out) == (0, "", "")
+    assert json.loads(out.read_text("utf-8"))["told"] == 4
+
+
+def test_progress_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(quiet=False)
+    progress.count(1, 3)
+    progress.count(3, 3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "3/3 cases" in line and "left" in line
+    Progress(quiet=True).say("x")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_notice_is_said_once(run: Run, patch_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logging.getLogger("acedit")
+    real = Patch.load
+
+    def noisy(path: Path) -> Patch:
+        for _ in range(3):
+            log.warning("no known facts given")
+        return real(path)
+
+    monkeypatch.setattr(Patch, "load", noisy)
+    assert run("patch", "show", patch_dir)[2] == "acedit: no known facts given\n"
+    assert log.propagate and log.handlers == []
 
 
 # Bad input: one clear line, exit code 2
@@ -427,6 +495,26 @@ def test_ctrl_c_in_mid_edit(
     assert (code, out) == (130, "")
     assert err.startswith("acedit: interrupted") and err.count("\n") == 1
     assert (files_under(model_dir), files_under(patch_dir)) == before
+
+
+def test_a_real_interrupt(model_dir: Path, edits_file: Path, tmp_path: Path) -> None:
+    code = (
+        "import signal, sys; from acedit.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.exit(main(['edit', {str(model_dir)!r}, {str(edits_file)!r}, '--out', {str(tmp_path / 'p')!r}]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "v*" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read().splitlines()
+    assert process.returncode == 130
+    assert [line for line in rest if not line.startswith("[")] == [
+        "acedit: interrupted; the model and the files are as before"
+    ]
+    assert not (tmp_path / "p").exists()
 
 
 def test_ctrl_c_leaves_a_loaded_model_as_it_was(

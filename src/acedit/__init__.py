@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from acedit.editing.methods import Method, methods
     from acedit.editing.patch import NoWeightChange, Patch
     from acedit.editing.plan import locate
-    from acedit.editing.plan import locate
     from acedit.errors import UserError
     from acedit.knowledge.facts import (
         Case,
@@ -69,7 +68,6 @@ _HOMES = {
     "acedit.editing.edit": ("edit",),
     "acedit.editing.methods": ("Method", "methods"),
     "acedit.editing.patch": ("NoWeightChange", "Patch"),
-    "acedit.editing.plan": ("locate",),
     "acedit.editing.plan": ("locate",),
     "acedit.errors": ("UserError",),
     "acedit.knowledge.facts": ("Case", "Chain", "Edit", "Fact", "read_cases", "read_edits", "read_facts"),

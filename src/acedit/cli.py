@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     locate = commands.add_parser(
-        "locate", parents=[common, loading, facts], help="which layers and neurons keep the facts"
+        "locate", parents=[common, seeded, loading, facts], help="which layers and neurons keep the facts"
     )
     locate.add_argument("model", metavar="MODEL", help=model_help)
     locate.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
@@ -209,8 +209,17 @@ def _notices(quiet: bool) -> Iterator[None]:
 
 
 class _Notices(logging.Handler):
+    """Each notice once: a method that edits a hundred batches need not say a hundred times the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"acedit: {record.getMessage()}", file=sys.stderr)
+        message = record.getMessage()
+        if message not in self._said:
+            self._said.add(message)
+            print(f"acedit: {message}", file=sys.stderr)
 
 
 class Progress:
@@ -218,21 +227,25 @@ class Progress:
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
-        self._began = self._last = time.monotonic()
+        self._began = self._step = self._last = time.monotonic()
 
     def say(self, text: str) -> None:
         """A step begins."""
-        if not self._quiet:
-            print(f"[{time.monotonic() - self._began:6.1f} s] {text}", file=sys.stderr, flush=True)
+        self._step = time.monotonic()
+        self._line(text)
 
     def count(self, done: int, total: int) -> None:
-        """`done` of `total` cases are scored; at most a line every two seconds."""
+        """`done` of `total` cases of this step are scored; at most a line every two seconds."""
         now = time.monotonic()
         if now - self._last < 2 and done < total:
             return
         self._last = now
-        left = (now - self._began) / max(1, done) * (total - done)
-        self.say(f"{done}/{total} cases, about {_duration(left)} left")
+        left = (now - self._step) / max(1, done) * (total - done)
+        self._line(f"{done}/{total} cases, about {_duration(left)} left")
+
+    def _line(self, text: str) -> None:
+        if not self._quiet:
+            print(f"[{time.monotonic() - self._began:6.1f} s] {text}", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:
@@ -298,14 +311,14 @@ def _neuron_rows(neurons: Sequence[Any]) -> list[dict[str, Any]]:
     return [{"layer": n.layer, "index": n.index, "score": n.score, "tokens": list(n.tokens)} for n in neurons]
 
 
-def _location_fields(where: "Location", top: int) -> dict[str, Any]:
+def _location_fields(where: "Location") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
         "layers": [asdict(row) for row in where.layers],
         "plan": where.plan.to_json(),
-        "value_neurons": _neuron_rows(where.value_neurons[:top]),
-        "query_neurons": _neuron_rows(where.query_neurons[:top]),
+        "value_neurons": _neuron_rows(where.value_neurons),
+        "query_neurons": _neuron_rows(where.query_neurons),
     }
 
 
@@ -331,13 +344,15 @@ def _locate(args: argparse.Namespace) -> None:
     lm = _load(args)
     from acedit.editing.plan import locate
 
+    if not known:
+        progress.say("no known facts given: looking with single-hop prompts only")
     progress.say(f"attributing {len(edits)} edits over {lm.n_layers} layers")
-    where = locate(lm, edits, known=known)
+    where = locate(lm, edits, known=known, top=args.top, seed=args.seed)
     print("Layers\n" + text.layer_bars(where.layers, where.plan))
     for stage, reason in where.plan.reason.items():
         print(f"  {stage}: {reason}")
-    print("\nTop value neurons\n" + text.neuron_table(where.value_neurons[: args.top]))
-    print("\nTop query neurons\n" + text.neuron_table(where.query_neurons[: args.top]))
+    print("\nTop value neurons\n" + text.neuron_table(where.value_neurons))
+    print("\nTop query neurons\n" + text.neuron_table(where.query_neurons))
     if args.page:
         from acedit.report.files import write_text
         from acedit.report.page import EditRow, Page, render
@@ -349,12 +364,12 @@ def _locate(args: argparse.Namespace) -> None:
             layers=where.layers,
             plan=where.plan,
             reasons=list(where.plan.reason.values()),
-            value_neurons=where.value_neurons[: args.top],
-            query_neurons=where.query_neurons[: args.top],
+            value_neurons=where.value_neurons,
+            query_neurons=where.query_neurons,
         )
         write_text(args.page, render(page))
-    fields = _location_fields(where, args.top)
-    _write_json(args, "locate", model=args.model, edits=_edit_rows(edits), **fields)
+    fields = _location_fields(where)
+    _write_json(args, "locate", model=args.model, seed=args.seed, edits=_edit_rows(edits), **fields)
 
 
 def _edit(args: argparse.Namespace) -> None:
@@ -551,8 +566,11 @@ def _patch_export(args: argparse.Namespace) -> None:
 
 
 def _world_train(args: argparse.Namespace) -> None:
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
+    from acedit.lm.model import load
+    from acedit.world.card import card_table, measure, write_card
+    from acedit.world.graph import build_world
     from acedit.world.train import Settings, train
 
     _check_outputs(args)
@@ -561,8 +579,17 @@ def _world_train(args: argparse.Namespace) -> None:
         settings = replace(settings, steps=args.steps)
     progress = Progress(args.quiet)
     folder = train(Path(args.out), settings, say=progress.say)
-    print(f"model in {folder}")
-    _write_json(args, "world train", out=str(folder), seed=args.seed, steps=settings.steps)
+    rows = measure(load(folder), build_world(), seed=args.seed, say=progress.say)
+    write_card(folder, rows, asdict(settings))
+    print(f"model in {folder}\n{card_table(rows)}")
+    _write_json(
+        args,
+        "world train",
+        out=str(folder),
+        seed=args.seed,
+        settings=asdict(settings),
+        card=[asdict(row) for row in rows],
+    )
 
 
 def _world_show(args: argparse.Namespace) -> None:
@@ -595,14 +622,14 @@ def _world_show(args: argparse.Namespace) -> None:
 
 
 def _model_card() -> str:
-    """The table in the bundled model's README, "" where there is none."""
+    """The table of the bundled model's card, "" where there is none."""
     from acedit.world import bundled_path
+    from acedit.world.card import read_table
 
     try:
-        card = (bundled_path() / "README.md").read_text("utf-8")
-    except (UserError, FileNotFoundError):
+        return read_table(bundled_path())
+    except UserError:
         return ""
-    return "\n".join(line for line in card.splitlines() if line.startswith("|"))
 
 
 def _world_cases(args: argparse.Namespace) -> None:

@@ -41,7 +41,12 @@ def test_value_layers_are_the_fewest_that_hold_the_share(
 
 
 def test_query_layers_are_within_reach() -> None:
-    plan = choose_layers([0, 0, 0, 0, 1, 5], [9, 1, 1, 9, 9, 0], [0.8, 0.7, 0.8, 1.5, 1.8, 10.0], slack=0.05)
+    plan = choose_layers(
+        [0.0, 0.0, 0.0, 0.0, 1.0, 5.0],
+        [9.0, 1.0, 1.0, 9.0, 9.0, 0.0],
+        [0.8, 0.7, 0.8, 1.5, 1.8, 10.0],
+        slack=0.05,
+    )
     assert plan.value_layers == (5,)
     assert set(plan.query_layers) <= {0, 1, 2}
     assert 0 in plan.query_layers

@@ -76,6 +76,7 @@ def edit(
 
         tell("choosing layers")
         plan = find_plan(lm, edits, prompts)
+    plan.checked(lm.n_layers)
     updates = _write(lm, edits, prompts, chosen, plan, seed, text, cache_dir, tell)
     return Patch(
         updates=tuple(LayerUpdate(u.layer, u.left.cpu(), u.right.cpu()) for u in updates),

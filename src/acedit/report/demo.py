@@ -21,7 +21,6 @@ from acedit.benchmark.prompts import direct_prompt
 from acedit.benchmark.score import Scorer, matches, summarise
 from acedit.editing.edit import edit
 from acedit.editing.plan import locate
-from acedit.editing.plan import locate
 from acedit.knowledge.compose import chain_question, reserved
 from acedit.knowledge.facts import Case, Edit, Fact, cases_from
 from acedit.knowledge.relations import held_out, mquake
@@ -76,7 +75,7 @@ def run(
     scores = {BEFORE: summarise(scorer.score(everything), seed=seed)}
 
     tell("locating")
-    where = locate(lm, edits, known=known)
+    where = locate(lm, edits, known=known, top=12, exclude=starts(chosen), seed=seed)
     _say_location(where, say)
 
     norms = {}

@@ -190,7 +190,7 @@ def _neurons(neurons: Sequence[NeuronLike], what: str) -> str:
         for n in neurons
     ]
     note = f"<p class=note>FFN neurons that {escape(what)}, with the tokens they point to.</p>"
-    return note + _table(["layer", "neuron", "score", "top tokens"], rows, "")
+    return note + _table(["layer", "neuron", "score", "top tokens"], rows, "neurons")
 
 
 _STYLE = """
@@ -211,6 +211,7 @@ overflow-wrap:anywhere}
 th{color:var(--soft);font-weight:600}
 .kind{color:var(--soft);white-space:nowrap}.old{text-decoration:line-through;color:var(--soft)}
 .yes{color:var(--yes)}.no{color:var(--no)}
+table.neurons td:not(:last-child){white-space:nowrap;font-variant-numeric:tabular-nums}
 .layers{display:grid;gap:8px}
 .layer{display:grid;grid-template-columns:170px 1fr 1fr;gap:12px;align-items:center;
 background:var(--card);border-radius:6px;padding:6px 10px}

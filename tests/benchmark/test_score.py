@@ -1,0 +1,116 @@
+"""Scoring: what counts as an answer, what passes the filter, and honest intervals."""
+
+import math
+
+import pytest
+
+from acedit.benchmark.score import METRICS, Record, Scorer, interval, matches, normalise, summarise
+from acedit.errors import UserError
+from acedit.knowledge.facts import cases_from
+from acedit.lm.model import LanguageModel
+from acedit.world.cases import make_cases
+from acedit.world.graph import build_world
+from tests.tiny import tiny_lm
+
+
+@pytest.mark.parametrize(
+    ("said", "answers", "right"),
+    [
+        (" Peru", ["Peru"], True),
+        (" Peru.", ["Peru"], True),
+        (" the Peru", ["Peru"], True),
+        ("PERU\nQuestion: Who", ["Peru"], True),
+        (" Peru. It lies by the sea", ["Peru"], True),
+        (" Peru, in South America", ["Peru"], True),
+        (" Peru and Chile", ["Peru"], False),
+        (" Peruvian", ["Peru"], False),
+        (" not Peru", ["Peru"], False),
+        (" U.S.A.", ["United States", "U.S.A."], True),
+        (" Washington, D.C.", ["Washington, D.C."], True),
+        (" Washington, D.C. is the capital", ["Washington, D.C."], True),
+        (" Malmo", ["Malmö"], False),
+        ("", ["Peru"], False),
+        (" anything", [""], False),
+        (" anything", ["!"], False),
+    ],
+)
+def test_what_counts_as_an_answer(said: str, answers: list[str], right: bool) -> None:
+    assert matches(said, answers) is right
+
+
+def test_normalising_folds_case_articles_and_punctuation() -> None:
+    assert normalise("  The  United States,  of a Kind! ") == "united states of kind"
+
+
+def test_a_summary_is_over_what_passed() -> None:
+    records = [
+        Record("cot", "a", 1.0, 1 / 3),
+        Record("cot", "b", 0.0, 0.0),
+        Record("cot", "c", 0.0, 0.0, passed=False),
+        Record("efficacy", "a", 1.0, 1.0),
+    ]
+    summary = summarise(records)
+    assert set(summary) == set(METRICS)
+    assert summary["cot"]["value"] == 0.5
+    assert summary["cot"]["n"] == 2
+    assert summary["cot"]["unfiltered"] == pytest.approx(1 / 3)
+    assert summary["cot"]["questions"] == pytest.approx(1 / 6)
+    assert math.isnan(summary["implicit"]["value"])
+    assert summary["implicit"]["n"] == 0
+
+
+def test_the_interval_covers_and_resamples_cases() -> None:
+    records = [Record("cot", str(i // 2), float(i % 4 < 2), 0.0) for i in range(200)]
+    low, high = interval(records, seed=0)
+    assert low < 0.5 < high
+    assert interval(records, seed=0) == (low, high)
+    alone = [Record("cot", str(i), float(i % 4 < 2), 0.0) for i in range(200)]
+    assert interval(alone, seed=0)[1] - interval(alone, seed=0)[0] < high - low
+
+
+class Oracle:
+    """Answers from a table, and counts what it is asked; stands for a language model."""
+
+    def __init__(self, said: dict[str, str]) -> None:
+        self.said = said
+
+    def generate(self, texts: list[str], **_: object) -> list[str]:
+        return [next((a for q, a in self.said.items() if q in t[-400:]), " nothing") for t in texts]
+
+
+def test_only_cases_the_model_knew_count() -> None:
+    world = build_world()
+    items = make_cases(world, seed=0, n=6, edits=1, pool="dev", hops=2)
+    cases = cases_from(items)
+    said: dict[str, str] = {}
+    for case in cases[:3]:
+        for hop in (*case.hops_before, *(h for j, h in enumerate(case.hops_after) if j not in case.edited)):
+            said[hop.question] = f" {hop.answer}"
+        for question in case.questions:
+            said[question] = f" {case.answer}"
+    lm = Oracle(said)
+    scorer = Scorer(lm, cases, cot=False)  # type: ignore[arg-type]
+    for case in cases:
+        for question in case.questions:
+            said[question] = f" {case.new_answer}"
+    summary = summarise(scorer.score(range(6)))
+    assert summary["direct"]["n"] == 3
+    assert summary["direct"]["value"] == 1.0
+    assert summary["direct"]["n_unfiltered"] == 6
+    for question in cases[0].questions[1:]:
+        said[question] = " nothing"
+    again = summarise(scorer.score(range(6)))
+    assert again["direct"]["value"] == 1.0
+    assert again["direct"]["questions"] < 1.0
+
+
+def test_no_cases_is_one_line(lm: LanguageModel) -> None:
+    with pytest.raises(UserError, match="no cases"):
+        Scorer(lm, [])
+
+
+def test_scoring_runs_on_a_real_model() -> None:
+    lm = tiny_lm("qwen3", max_position_embeddings=2048)
+    cases = cases_from(make_cases(build_world(), seed=0, n=2, edits=1, pool="dev"))
+    records = Scorer(lm, cases).score([0, 1])
+    assert {"efficacy", "paraphrase", "direct", "cot"} <= {r.metric for r in records}

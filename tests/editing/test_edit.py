@@ -1,0 +1,121 @@
+"""`edit` end to end on tiny models: the model is unchanged, the patch does what it was made for."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from acedit.attribution.plan import Plan
+from acedit.editing.edit import edit
+from acedit.editing.methods import method, methods
+from acedit.editing.patch import Patch
+from acedit.errors import UserError
+from acedit.knowledge.facts import Edit, Fact
+from acedit.knowledge.relations import mquake
+from acedit.lm.model import LanguageModel
+from tests.tiny import tiny_lm
+
+R = mquake()
+EDITS = [Edit("Bo Ray", R["P27"], "Chile", "Peru"), Edit("Cy Doe", R["P27"], "Spain", "Peru")]
+KNOWN = [
+    Fact("Ann Lee", R["P26"], "Bo Ray"),
+    Fact("Eve Fox", R["P26"], "Cy Doe"),
+    Fact("Dan Low", R["P40"], "Bo Ray"),
+    Fact("Chile", R["P36"], "Santiago"),
+    Fact("Spain", R["P36"], "Madrid"),
+    Fact("Peru", R["P36"], "Lima"),
+    Fact("Bo Ray", R["P19"], "Lima"),
+    Fact("Ann Lee", R["P27"], "Peru"),
+]
+PLAN = Plan((2,), (0,), (1,))
+
+
+def weights(lm: LanguageModel) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in lm.model.parameters()]
+
+
+def loss(lm: LanguageModel, patch: Patch) -> tuple[float, float]:
+    """NLL of the first new object on the edit's own prompt, before and after."""
+    prompt = [EDITS[0].prompt.format("Bo Ray")]
+    token = lm.token_ids("Chile")[0]
+    before = float(lm.logits(prompt).log_softmax(-1)[0, token])
+    with patch.applied(lm):
+        return -before, -float(lm.logits(prompt).log_softmax(-1)[0, token])
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_every_method_moves_the_model_towards_the_edit(name: str, tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    before = weights(lm)
+    patch = edit(lm, EDITS, known=KNOWN, method=name, plan=PLAN, cache_dir=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(weights(lm), before, strict=True))
+    if name != "ace-value":
+        was, now = loss(lm, patch)
+        assert now < was - 0.1
+    assert patch.method == name
+    assert patch.edits == tuple(EDITS)
+    again = edit(lm, EDITS, known=KNOWN, method=name, plan=PLAN, cache_dir=tmp_path)
+    assert again.id == patch.id
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2", "olmo2", "phi3"])
+def test_ace_runs_on_every_shape_of_family(family: str, tmp_path: Path) -> None:
+    lm = tiny_lm(family)
+    patch = edit(lm, EDITS, known=KNOWN, plan=PLAN, cache_dir=tmp_path)
+    was, now = loss(lm, patch)
+    assert now < was - 0.1
+    assert {u.layer for u in patch.updates} == {0, 1, 2}
+
+
+def test_the_plan_is_found_where_none_is_given(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    patch = edit(lm, EDITS[:1], known=KNOWN, method="pmet", cache_dir=tmp_path)
+    assert patch.plan["value_layers"]
+    assert patch.plan["reason"]
+
+
+def test_without_known_facts_it_says_so_and_does_what_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("acedit").propagate = True
+    lm = tiny_lm("qwen3")
+    patch = edit(lm, EDITS, plan=PLAN, cache_dir=tmp_path)
+    assert "no known facts given" in caplog.text
+    was, now = loss(lm, patch)
+    assert now < was - 0.1
+
+
+def test_the_model_is_unchanged_when_it_raises(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    before = weights(lm)
+
+    def stop(text: str) -> None:
+        if "polish" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        edit(lm, EDITS, known=KNOWN, plan=PLAN, cache_dir=tmp_path, progress=stop)
+    assert all(torch.equal(a, b) for a, b in zip(weights(lm), before, strict=True))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+
+
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    with pytest.raises(UserError, match="no edits"):
+        edit(lm, [], plan=PLAN)
+    other = Edit("Bo Ray", R["P27"], "Spain", "Peru")
+    with pytest.raises(UserError, match="contradict"):
+        edit(lm, [EDITS[0], other], plan=PLAN)
+    with pytest.raises(UserError, match=r"unknown method.*ace"):
+        edit(lm, EDITS, method="nope", plan=PLAN)
+    with pytest.raises(UserError, match="layers 0 to"):
+        edit(lm, EDITS, plan=Plan((99,), (0,)), cache_dir=tmp_path)
+    long = Edit("Bo Ray " * 200, R["P27"], "Chile")
+    with pytest.raises(UserError, match="context"):
+        edit(lm, [long], plan=PLAN, cache_dir=tmp_path)
+
+
+def test_a_method_says_what_it_is() -> None:
+    for name in methods():
+        assert method(name).summary

@@ -1,0 +1,114 @@
+"""The prompts an edit is made from: true once the edits are in, and never what scores them."""
+
+import random
+
+import pytest
+
+from acedit.knowledge.compose import Amounts, Composer, chain_cloze, chain_question, reserved
+from acedit.knowledge.facts import Edit, Fact
+from acedit.knowledge.relations import held_out, mquake
+from acedit.world.cases import known_facts, make_cases
+from acedit.world.graph import World, build_world
+
+R = mquake()
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return build_world()
+
+
+@pytest.fixture(scope="module")
+def known(world: World) -> list[Fact]:
+    return [Fact(f.subject, R[f.relation], f.object) for f in world.facts]
+
+
+def edits_of(world: World, n: int = 6, seed: int = 0) -> list[Edit]:
+    items = make_cases(world, seed=seed, n=n, edits=1, pool="dev")
+    rows = [row for item in items for row in item["requested_rewrite"]]
+    return [
+        Edit(r["subject"], R[r["relation_id"]], r["target_new"]["str"], r["target_true"]["str"]) for r in rows
+    ]
+
+
+def test_questions_nest() -> None:
+    rng = random.Random(0)
+    question = chain_question("Ann Lee", [R["P27"], R["P36"]], rng)
+    assert "Ann Lee" in question
+    assert question.endswith("?")
+    assert chain_cloze("iPad", [R["P178"]], random.Random(1)).count("iPad") == 1
+
+
+def test_the_same_seed_gives_the_same_prompts(world: World, known: list[Fact]) -> None:
+    edits = edits_of(world)
+    first = Composer(edits, known, seed=3).prompts()
+    assert first == Composer(edits, known, seed=3).prompts()
+    assert first != Composer(edits, known, seed=4).prompts()
+
+
+def test_answers_hold_under_all_edits(world: World, known: list[Fact]) -> None:
+    edits = edits_of(world, 12)
+    after = {f.key: f.object for f in known} | {e.key: e.target for e in edits}
+    objects = set(after.values())
+    for prompt in Composer(edits, known).prompts():
+        assert prompt.answer in objects
+        if prompt.kind in ("single", "lead"):
+            assert prompt.answer == edits[prompt.edit].target
+        if prompt.kind == "keep":
+            assert prompt.subject == edits[prompt.edit].subject
+            assert prompt.answer in {o for (s, _), o in after.items() if s == prompt.subject}
+        if prompt.kind in ("ripple", "middle"):
+            facts = {o for (s, _), o in after.items() if s == edits[prompt.edit].target}
+            further = {o for (s, _), o in after.items() if s in facts}
+            assert prompt.answer in facts | further
+
+
+def test_no_scoring_wording_is_used(world: World, known: list[Fact]) -> None:
+    items = make_cases(world, seed=1, n=20, edits=1, pool="test")
+    scored = {q for item in items for q in item["questions"]}
+    edits = edits_of(world, 20, seed=1)
+    kept = [
+        piece
+        for id in R
+        for template in held_out(id).phrases  # type: ignore[union-attr]
+        for piece in [template.replace("{}", "").strip()]
+        if len(piece) > 18
+    ]
+    for prompt in Composer(edits, known).prompts():
+        assert not any(question in prompt.text for question in scored)
+        assert not any(piece in prompt.template for piece in kept)
+
+
+def test_nothing_leads_from_an_excluded_entity(world: World, known: list[Fact]) -> None:
+    edits = edits_of(world, 8)
+    free = Composer(edits, known).prompts()
+    starts = {p.subject for p in free if p.kind in ("lead", "middle", "replay")}
+    for prompt in Composer(edits, known, exclude=starts).prompts():
+        assert prompt.kind in ("single", "ripple", "keep") or prompt.subject not in starts
+        for start in starts - {prompt.subject}:
+            if prompt.kind == "single" and "Thoughts" in prompt.template:
+                assert f"{start} " not in prompt.template.split("Thoughts:")[1]
+
+
+def test_reserved_facts_are_never_kept_or_replayed(world: World, known: list[Fact]) -> None:
+    edits = edits_of(world, 8)
+    kept = {(f.subject, f.object) for f in known if reserved(*f.key)} - {
+        (f.subject, f.object) for f in known if not reserved(*f.key)
+    }
+    single_hop = {R[f.relation.id].prompts[0] for f in known}
+    for prompt in Composer(edits, known, amounts=Amounts(replay=300)).prompts():
+        if prompt.kind in ("keep", "replay") and prompt.template in single_hop:
+            assert (prompt.subject, prompt.answer) not in kept
+
+
+def test_without_known_facts_the_edit_s_own_prompts_remain(world: World) -> None:
+    kinds = {p.kind for p in Composer(edits_of(world, 3)).prompts()}
+    assert kinds == {"single"}
+
+
+def test_known_facts_of_cases_leave_the_edited_out(world: World) -> None:
+    items = make_cases(world, seed=2, n=10, edits=2, pool="dev")
+    edited = {(r["subject"], r["relation_id"]) for item in items for r in item["requested_rewrite"]}
+    keys = {(f["subject"], f["relation"]) for f in known_facts(world, items)["facts"]}
+    assert keys.isdisjoint(edited)
+    assert len(keys) == len(world.facts) - len(edited & set(world.objects))
