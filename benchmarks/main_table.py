@@ -9,7 +9,6 @@ Cases are drawn one third each with the edited fact first, in the middle and las
 
 import argparse
 import json
-import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -76,7 +75,7 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
             partial = out.with_suffix(".partial")
             out.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(rows, indent=1))
-            os.replace(partial, out)
+            partial.replace(out)
     return rows
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from acedit.benchmark.evaluate import merged_edits, starts
+from acedit.benchmark.evaluate import merged_edits
+from acedit.benchmark.leak import starts
 from acedit.editing.patch import Patch
 from acedit.knowledge.compose import Composer
 from acedit.knowledge.facts import cases_from

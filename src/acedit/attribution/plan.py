@@ -89,7 +89,7 @@ def choose_layers(
     run = [layer for i, layer in enumerate(reached) if layer == reached[0] + i]
     by_query = sorted(run, key=lambda layer: -query[layer])[: max(1, min(2, len(run)))]
     query_layers = tuple(sorted(by_query))
-    between = [layer for layer in range(query_layers[-1] + 1, value_layers[0])]
+    between = list(range(query_layers[-1] + 1, value_layers[0]))
     middle_layers = tuple(between[len(between) // 2 :][:1]) if between else ()
     held = sum(positive[c] for c in chosen) / total if total else 0.0
     return Plan(

@@ -3,9 +3,9 @@
     scores = evaluate(lm, cases, patch=patch)                     # the cases' edits are in the patch
     scores = evaluate(lm, cases, method="ace", known=facts, batch=25)
 
-With a method, the cases are edited in batches of `batch`: all edits of a batch go in at once, its cases
-are scored, and the patch comes off before the next. Prompts never start from an entity that a scored
-question starts from.
+With a method, one plan is made for all, and the cases are edited in batches of `batch`: all edits of a
+batch go in at once, its cases are scored, and the patch comes off before the next. Prompts never start
+from an entity that a scored question starts from.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,18 @@ from pathlib import Path
 from time import perf_counter
 
 from acedit.attribution.plan import Plan
+from acedit.benchmark.leak import check, starts
 from acedit.benchmark.score import Record, Scorer, summarise
 from acedit.editing.edit import edit
 from acedit.editing.methods import Method
 from acedit.editing.patch import Patch
+from acedit.editing.plan import find_plan
 from acedit.errors import UserError
+from acedit.knowledge.compose import Composer
 from acedit.knowledge.facts import Case, Edit, Fact
 from acedit.lm.model import LanguageModel
+
+PLANNED = 24  # edits a shared plan is made from
 
 Scores = dict[str, dict[str, float]]
 
@@ -60,9 +65,11 @@ def merged_edits(cases: Sequence[Case]) -> list[Edit]:
     return list(found.values())
 
 
-def starts(cases: Sequence[Case]) -> set[str]:
-    """Entities that the scored questions start from."""
-    return {case.after.facts[0].subject for case in cases}
+def _shared_plan(lm: LanguageModel, cases: Sequence[Case], known: Sequence[Fact], seed: int) -> Plan:
+    """One plan for every batch, from the first edits of all cases (at most `PLANNED`)."""
+    edits = list({edit.key: edit for case in cases for edit in case.edits}.values())[:PLANNED]
+    prompts = Composer(edits, known, exclude=starts(cases), seed=seed).prompts()
+    return find_plan(lm, edits, prompts)
 
 
 def run_method(
@@ -80,6 +87,7 @@ def run_method(
 ) -> Run:
     """Edit and score `cases` in batches of `batch`; `progress` is told cases done and in all."""
     run = Run()
+    plan = plan or _shared_plan(lm, cases, known, seed)
     for at in range(0, len(cases), batch):
         picked = range(at, min(at + batch, len(cases)))
         some = [cases[i] for i in picked]
@@ -94,6 +102,7 @@ def run_method(
             plan=plan,
             seed=seed,
             cache_dir=cache_dir,
+            watch=lambda prompts, some=some: check(prompts, some),  # type: ignore[misc]
         )
         run.seconds.append(perf_counter() - began)
         run.facts.append(len(edits))

@@ -9,6 +9,8 @@ any of its questions is (MQuAKE's rule), over the cases whose original chain, an
 after the edit, the unedited model answers hop by hop and as asked; `unfiltered` and `questions` (the
 mean over questions) stand beside. Specificity is over neighbours the unedited model had right.
 `explicit` to `mixed` and `direct` are answers without chain of thought, `cot` those under appendix G.1.
+`left_out` is `direct` over the cases in which what follows from an edit is a relation that no prompt of
+the edit asks after (`compose.reserved`).
 
 Footgun: the Scorer asks the unedited model when it is made; make it before a patch is applied.
 """
@@ -32,7 +34,7 @@ from acedit.lm.model import LanguageModel
 
 METRICS = (
     "efficacy", "paraphrase", "specificity_subject", "specificity_relation", "specificity_chain",
-    "explicit", "middle", "implicit", "mixed", "cot", "direct",
+    "explicit", "middle", "implicit", "mixed", "cot", "direct", "left_out",
 )  # fmt: skip
 
 
@@ -204,6 +206,8 @@ class Scorer:
                 records.append(Record(metric, case.id, right, mean, passed[i]))
                 if metric == "direct":
                     records.append(Record(case.position, case.id, right, mean, passed[i]))
+                    if _left_out(case):
+                        records.append(Record("left_out", case.id, right, mean, passed[i]))
         return records
 
 
@@ -216,6 +220,14 @@ def _unedited_runs(case: Case) -> list[tuple[int, int]]:
                 runs.append((start, j))
             start = j + 1
     return runs
+
+
+def _left_out(case: Case) -> bool:
+    """Whether an edited hop is followed by a relation that its ripple prompts leave out."""
+    facts = case.after.facts
+    return any(
+        j + 1 < len(facts) and reserved(facts[j].subject, facts[j + 1].relation.id) for j in case.edited
+    )
 
 
 def _scoring(relation: Relation) -> Relation:

@@ -42,7 +42,11 @@ class Batch:
         Raises UserError where a subject cannot be found or a row outgrows the context.
         """
         rows: list[list[int]] = []
-        subject, last, row_of, at, ids = [], [], [], [], []
+        subject: list[int] = []
+        last: list[int] = []
+        row_of: list[int] = []
+        at: list[int] = []
+        ids: list[int] = []
         texts = []
         for prompt in prompts:
             text, where = lm.find_subject(prompt.template, prompt.subject)

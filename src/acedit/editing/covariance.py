@@ -152,7 +152,7 @@ def _keep(folder: Path, key: str, layer: int, c: Tensor) -> None:
         os.close(handle)
         try:
             save_file({"c": c.contiguous()}, partial)
-            os.replace(partial, path)
+            Path(partial).replace(path)
         finally:
             Path(partial).unlink(missing_ok=True)
     except (OSError, SafetensorError):

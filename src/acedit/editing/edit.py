@@ -49,13 +49,14 @@ def edit(
     text: Sequence[str] | None = None,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
+    watch: Callable[[Sequence[Prompt]], None] | None = None,
 ) -> Patch:
     """Write `edits` (at least one) into a patch; `lm` is unchanged on return, also when this raises.
 
     known: what the model knows already; prompts that reach the subjects, consequences, and what is to
     be protected come from it. exclude: entities no prompt may start from. plan: layers, found by
     `locate` if not given. text: what the key covariance is taken over; the known facts' own sentences
-    if not given.
+    if not given. watch: shown every prompt before anything is written; what it raises ends the edit.
 
     Raises UserError for edits that contradict each other, or whose prompts do not fit the model.
     """
@@ -71,6 +72,8 @@ def edit(
     known = _believed(lm, edits, known)
     composer = Composer(edits, known, exclude=exclude, seed=seed, amounts=chosen.amounts)
     prompts = composer.prompts()
+    if watch is not None:
+        watch(prompts)
     if plan is None:
         from acedit.editing.plan import find_plan
 
@@ -193,8 +196,9 @@ def _write(
         whiten = None
         if chosen.polish.space == "whitened":
             whiten = {layer: whitening(preserve(layer)) for layer in touched}
-        batches = split(lm, pulled, rows=32)
-        updates = polish(lm, updates, batches, replay, chosen.polish, seed=seed, whiten=whiten)
+        updates = polish(
+            lm, updates, split(lm, pulled, rows=32), replay, chosen.polish, seed=seed, whiten=whiten
+        )
     return updates
 
 

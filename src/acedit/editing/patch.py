@@ -15,7 +15,6 @@ else while a patch is on are lost when it comes off.
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -367,7 +366,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
             (partial / name).write_bytes(data)
         folder.mkdir(exist_ok=True)
         for name in files:
-            os.replace(partial / name, folder / name)
+            (partial / name).replace(folder / name)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written: {error.strerror}; free room or choose another"

@@ -24,7 +24,8 @@ def factor(
     p = preserve.double()
     n = p.shape[0]
     lift = ridge * p.diagonal().sum() / n
-    return torch.linalg.cholesky(p + lift * torch.eye(n, dtype=p.dtype, device=p.device))
+    lower: Tensor = torch.linalg.cholesky(p + lift * torch.eye(n, dtype=p.dtype, device=p.device))
+    return lower
 
 
 def solve(

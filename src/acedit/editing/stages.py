@@ -237,7 +237,7 @@ def polish(
     replays = [_Part(lm, batch, first_layer) for batch in replay_batches]
     for part in replays:
         part.reference()
-    moving: list[Update] = []
+    moving: list[_Moving] = []
     groups: list[dict[str, object]] = []
     for update in updates:
         one, lr = _movable(update, settings, whiten)
@@ -340,7 +340,8 @@ def whitening(
     lift = ridge * p.diagonal().mean() * torch.eye(p.shape[0], dtype=p.dtype, device=p.device)
     values, vectors = torch.linalg.eigh(p + lift)
     root = (vectors * values.clamp(min=1e-12).rsqrt()) @ vectors.T
-    return (root / root.diagonal().mean()).float()
+    scaled: Tensor = (root / root.diagonal().mean()).float()
+    return scaled
 
 
 def _smallest(layer: int, delta: Float[Tensor, "d_model n_neurons"]) -> Update:

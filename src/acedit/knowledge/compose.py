@@ -12,7 +12,8 @@ entities, then ask), `ripple` (ask what follows from the new object), `middle` (
 says the fact in the middle of a chain of thought.
 
 Footguns: wordings are drawn by seed from what the relations carry for editing, never from
-`relations.held_out`. Nothing starts from an entity of `exclude`. One known fact in five, and one second
+`relations.held_out`. No lead, middle or replay starts from an entity of `exclude` (an edit's own subject
+is asked all the same). One known fact in five, and one second
 relation in five, are never used: they are there to measure what an edit did to facts, and to
 consequences, that it was not made from (`reserved`).
 """
@@ -244,8 +245,7 @@ class Composer:
         ]
         rng.shuffle(others)
         for fact in others[: self.amounts.keep]:
-            for prompt in self._asks(edit.subject, [fact.relation], fact.object, "keep", i, rng):
-                yield prompt
+            yield from self._asks(edit.subject, [fact.relation], fact.object, "keep", i, rng)
 
     def _replay(self, rng: random.Random) -> Iterator[Prompt]:
         usable = [fact for fact in self._known if not reserved(*fact.key)]
@@ -265,7 +265,7 @@ class Composer:
                 on = [
                     after
                     for after in self._after[path[-1].object]
-                    if after.object not in {f.subject for f in path}
+                    if after.object not in {f.subject for f in path} and not reserved(*after.key)
                 ]
                 if not on or not path[-1].relation.phrases:
                     break

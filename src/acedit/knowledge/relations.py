@@ -1,13 +1,13 @@
 """How a relation is worded: clozes, questions and noun phrases.
 
-    from acedit.knowledge.relations import MQUAKE, held_out
-    MQUAKE["P27"].prompts[0].format("Ann Lee")      # 'Ann Lee is a citizen of'
+    from acedit.knowledge.relations import mquake, held_out
+    mquake()["P27"].prompts[0].format("Ann Lee")      # 'Ann Lee is a citizen of'
 
-`MQUAKE` maps the 37 relation ids of MQuAKE-CF to a `Relation`. The first prompt and the first question
+`mquake()` maps the 37 relation ids of MQuAKE-CF to a `Relation`. The first prompt and the first question
 of each are MQuAKE's own templates (Zhong et al. 2023, MIT), spelling included; the others are ours.
 
 Footgun: `held_out` returns wordings that exist to *score* an edit. Nothing that makes an edit may call
-it (the leak rule); `tests/benchmark/test_leak.py` holds every prompt of a plan against them.
+it (the leak rule); `benchmark.leak` holds every prompt against them.
 """
 
 import json

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from acedit.attribution.locate import Location
-from acedit.benchmark.evaluate import merged_edits, starts
+from acedit.benchmark.evaluate import merged_edits
+from acedit.benchmark.leak import starts
 from acedit.benchmark.prompts import direct_prompt
 from acedit.benchmark.score import Scorer, matches, summarise
 from acedit.editing.edit import edit

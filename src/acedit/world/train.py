@@ -5,7 +5,8 @@
 Every step draws its documents from (seed, step) alone, so an interrupted run goes on as if it had never
 stopped. Hidden matrices learn by Muon, embeddings and norms by AdamW, both with a cosine decay. The
 loss (nats a token) is taken where a document says something (objects, answers, thoughts) and nowhere
-else.
+else. While it learns, the upper layers share the matrices of the lower ones (`tie`); the checkpoint is an
+ordinary Qwen3 in which each layer has its own.
 
 Footgun: accuracies printed on the way are all-tokens-argmax on the answer, which is what greedy decoding
 would give for that one wording; the model card's table is made by generation, afterwards.
@@ -13,7 +14,6 @@ would give for that one wording; the model card's table is made by generation, a
 
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +43,7 @@ class Settings:
     tokens_per_step: int = 9000
     d_model: int = 128
     layers: int = 8
+    loops: int = 2  # passes through the same matrices; layers / loops of them are distinct
     n_neurons: int = 640
     heads: int = 4
     kv_heads: int = 2
@@ -76,6 +77,28 @@ def build_model(settings: Settings, vocab_size: int) -> Qwen3ForCausalLM:
             pad_token_id=0,
         )
     )
+
+
+def tie(model: Qwen3ForCausalLM, loops: int) -> None:
+    """Let layer i + n share the matrices of layer i, n = layers / loops; the norms stay each layer's own.
+
+    A fact then serves as a first hop and as a second alike, so composition generalises from far fewer
+    chains (Wang et al. 2024, "Grokked Transformers", section 4: parameter sharing).
+    """
+    layers = model.model.layers
+    n = len(layers) // loops
+    for i in range(n, len(layers)):
+        for name, module in layers[i].named_modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight = layers[i - n].get_submodule(name).weight
+
+
+def untie(model: Qwen3ForCausalLM) -> None:
+    """Give every layer matrices of its own, with the values they have."""
+    for layer in model.model.layers:
+        for module in layer.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight = torch.nn.Parameter(module.weight.detach().clone())
 
 
 def documents(corpus_of: Callable[[int], Corpus], settings: Settings, step: int) -> list[Document]:
@@ -179,6 +202,7 @@ def train(
 
     tokenizer = _tokenizer(out, world, corpus_of, settings)
     model = build_model(settings, settings.vocab_size)
+    tie(model, settings.loops)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay, nesterov=True)
@@ -230,7 +254,8 @@ def train(
             say(f"  held out (dev): {marks}")
         if (step + 1) % save_every == 0:
             _checkpoint(out, model, (muon, adam), step + 1, settings)
-    model.to(torch.bfloat16)
+    untie(model)
+    model = model.bfloat16()
     model.generation_config.do_sample = False
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -277,7 +302,7 @@ def _checkpoint(
     metadata = {"step": str(step), "settings": json.dumps(asdict(settings))}
     partial = out / "resume.safetensors.partial"
     save_file(tensors, partial, metadata=metadata)
-    os.replace(partial, out / "resume.safetensors")
+    partial.replace(out / "resume.safetensors")
 
 
 def _resume(

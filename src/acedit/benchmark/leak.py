@@ -1,0 +1,45 @@
+"""The leak rule: what makes an edit never sees what scores it.
+
+    edit(lm, edits, known=facts, exclude=starts(cases), watch=lambda prompts: check(prompts, cases))
+
+Raises before anything is written. A prompt breaks the rule if it holds a scored question or wording, if
+it starts from an entity that a scored question starts from (the edited subjects' own prompts aside), or
+if it asks a fact that specificity is measured on.
+"""
+
+from collections.abc import Sequence
+
+from acedit.knowledge.compose import Prompt
+from acedit.knowledge.facts import Case
+
+
+class LeakError(RuntimeError):
+    """A prompt that makes an edit was seen to be one that scores it."""
+
+
+def starts(cases: Sequence[Case]) -> set[str]:
+    """Entities that the scored questions start from."""
+    return {case.after.facts[0].subject for case in cases}
+
+
+def scored_texts(cases: Sequence[Case]) -> set[str]:
+    """Every scored multi-hop question, and every scored wording of an edit, subject filled in."""
+    questions = {question for case in cases for question in case.questions}
+    wordings = {
+        wording.format(edit.subject)
+        for case in cases
+        for edit, several in zip(case.edits, case.paraphrases, strict=True)
+        for wording in several
+    }
+    return questions | wordings
+
+
+def check(prompts: Sequence[Prompt], cases: Sequence[Case]) -> None:
+    """Raises LeakError for the first prompt that breaks the rule."""
+    scored, first = scored_texts(cases), starts(cases)
+    for prompt in prompts:
+        for text in scored:
+            if text in prompt.text:
+                raise LeakError(f"the prompt {prompt.text!r} holds the scored wording {text!r}")
+        if prompt.kind in ("lead", "middle", "replay") and prompt.subject in first:
+            raise LeakError(f"the prompt {prompt.text!r} starts where a scored question starts")

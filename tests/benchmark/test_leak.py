@@ -1,0 +1,50 @@
+"""The leak rule holds for what the composer makes, and a broken one is seen."""
+
+from dataclasses import replace
+
+import pytest
+
+from acedit.benchmark.evaluate import merged_edits
+from acedit.benchmark.leak import LeakError, check, scored_texts, starts
+from acedit.knowledge.compose import Composer, Prompt
+from acedit.knowledge.facts import Case, Fact, cases_from
+from acedit.knowledge.relations import mquake
+from acedit.world.cases import make_cases
+from acedit.world.graph import build_world, mquake_cases
+
+
+@pytest.fixture(scope="module")
+def known() -> list[Fact]:
+    return [Fact(f.subject, mquake()[f.relation], f.object) for f in build_world().facts]
+
+
+def _prompts(cases: list[Case], known: list[Fact]) -> list[Prompt]:
+    return Composer(merged_edits(cases), known, exclude=starts(cases)).prompts()
+
+
+@pytest.mark.parametrize("pool", ["dev", "test"])
+def test_composed_prompts_never_score(known: list[Fact], pool: str) -> None:
+    cases = cases_from(make_cases(build_world(), seed=5, n=25, pool=pool))  # type: ignore[arg-type]
+    prompts = _prompts(cases, known)
+    assert {p.kind for p in prompts} == {"single", "lead", "ripple", "middle", "keep", "replay"}
+    check(prompts, cases)
+
+
+def test_real_cases_keep_the_rule(known: list[Fact]) -> None:
+    cases = cases_from(mquake_cases("2hop"), "mquake_2hop")[:6]
+    check(_prompts(cases, known), cases)
+
+
+def test_a_leak_is_seen(known: list[Fact]) -> None:
+    cases = cases_from(make_cases(build_world(), seed=5, n=6))
+    prompts = _prompts(cases, known)
+    asks = Prompt(f"Question: {cases[0].questions[0]}\nAnswer:", "", "x", "replay")
+    with pytest.raises(LeakError, match="scored wording"):
+        check([*prompts, asks], cases)
+    lead = next(p for p in prompts if p.kind == "lead")
+    with pytest.raises(LeakError, match="starts where"):
+        check([replace(lead, subject=next(iter(starts(cases))))], cases)
+    # Without `exclude` the composer does break it: the rule is not empty.
+    with pytest.raises(LeakError):
+        check(Composer(merged_edits(cases), known).prompts(), cases)
+    assert scored_texts(cases)
