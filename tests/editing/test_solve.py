@@ -5,8 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acedit.editing.solve import factor, solve
-from acedit.editing.stages import whitening
+from acedit.editing.solve import factor, solve, whitening
 
 
 def problem(n: int, seed: int, d: int = 5, width: int = 12) -> tuple[torch.Tensor, ...]:

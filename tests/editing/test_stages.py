@@ -5,7 +5,9 @@ import torch
 
 from acedit.editing.batch import Batch, split
 from acedit.editing.keys import keys_at
-from acedit.editing.stages import Polish, Stage, Update, Writing, polish, sweep, updates_in, whitening
+from acedit.editing.polish import Polish, polish
+from acedit.editing.solve import whitening
+from acedit.editing.stages import Stage, Update, Writing, sweep, updates_in
 from acedit.editing.target import Targets, TargetSettings, search
 from acedit.knowledge.compose import Prompt
 from acedit.lm.model import LanguageModel

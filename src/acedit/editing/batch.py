@@ -90,6 +90,21 @@ class Batch:
         """The edit each row serves, -1 for replay."""
         return torch.tensor([p.edit for p in self.prompts], device=self.subject.device)
 
+    def pick(self, rows: Int[Tensor, " picked"]) -> "Batch":
+        """The rows at `rows` (ascending), still padded to the whole batch's length."""
+        place = torch.full((len(self),), -1, device=rows.device)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        kept = place[self.answer_row] >= 0
+        return Batch(
+            tuple(self.prompts[i] for i in rows.tolist()),
+            self.encoded.rows(rows),
+            self.subject[rows],
+            self.last[rows],
+            place[self.answer_row[kept]],
+            self.answer_at[kept],
+            self.answer_ids[kept],
+        )
+
     def positions(self, token: str) -> Int[Tensor, " rows"]:
         """Where a stage at `token` ("subject" or "last") writes."""
         return self.subject if token == "subject" else self.last

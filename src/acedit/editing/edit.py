@@ -25,7 +25,9 @@ from acedit.editing.keys import keys_at
 from acedit.editing.methods import Method
 from acedit.editing.methods import method as named_method
 from acedit.editing.patch import LayerUpdate, Patch, place_of
-from acedit.editing.stages import Stage, Update, Writing, polish, sweep, whitening
+from acedit.editing.polish import polish
+from acedit.editing.solve import whitening
+from acedit.editing.stages import Stage, Update, Writing, sweep
 from acedit.editing.target import search
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt

@@ -43,3 +43,15 @@ def solve(
     gram = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + k.T @ whitened
     right = torch.linalg.solve(gram, whitened.T)
     return residuals.float(), right.float()
+
+
+def whitening(
+    preserve: Float[Tensor, "n_neurons n_neurons"], ridge: float = 0.05
+) -> Float[Tensor, "n_neurons n_neurons"]:
+    """P^(-1/2), symmetric, scaled so that its mean diagonal is 1; ridge in multiples of tr(P)/N."""
+    p = preserve.double()
+    lift = ridge * p.diagonal().mean() * torch.eye(p.shape[0], dtype=p.dtype, device=p.device)
+    values, vectors = torch.linalg.eigh(p + lift)
+    root = (vectors * values.clamp(min=1e-12).rsqrt()) @ vectors.T
+    scaled: Tensor = (root / root.diagonal().mean()).float()
+    return scaled

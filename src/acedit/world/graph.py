@@ -201,10 +201,11 @@ def build_world(seed: int = SEED) -> World:
             kinds.setdefault(name, kind)
             drawn.add(name)
     members = _hubs(kinds, objects, rng)
+    pointed_at = {entity for hubs in members.values() for entity in hubs}
     for entity in sorted(kinds):
         row = KINDS[kinds[entity]]
         for relation, (object_kind, odds) in row.relations.items():
-            if rng.random() >= odds * (1.0 if entity in drawn else row.completed):
+            if rng.random() >= odds * (1.0 if entity in drawn or entity in pointed_at else row.completed):
                 continue
             choices = [m for m in members[object_kind] if m != entity]
             # Every draw is made whether or not it is used, so that one fact does not move the rest.

@@ -55,13 +55,13 @@ class Kind:
 
     count: int
     relations: dict[str, tuple[str, float]]  # relation id -> (object type, probability)
-    completed: float = 1.0  # odds multiplier for real entities, which keep their real facts
+    completed: float = 1.0  # odds multiplier for real entities that are no hubs; real facts stay
     hubs: int = 10_000  # generated facts point at this many entities of the type and no others
 
 
 KINDS: dict[str, Kind] = {
     "person": Kind(
-        230,
+        130,
         {
             "P27": ("country", 1.0),
             "P19": ("city", 0.8),
@@ -78,11 +78,11 @@ KINDS: dict[str, Kind] = {
             "P413": ("position", 0.2),
             "P641": ("sport", 0.15),
         },
-        0.4,
-        hubs=80,
+        completed=0.2,
+        hubs=40,
     ),
     "country": Kind(
-        20,
+        10,
         {
             "P36": ("city", 1.0),
             "P35": ("person", 1.0),
@@ -90,11 +90,12 @@ KINDS: dict[str, Kind] = {
             "P37": ("language", 1.0),
             "P30": ("continent", 1.0),
         },
-        hubs=45,
+        completed=0.5,
+        hubs=26,
     ),
-    "city": Kind(40, {"P30": ("continent", 1.0), "P6": ("person", 0.7)}, 0.8, hubs=40),
+    "city": Kind(20, {"P30": ("continent", 1.0), "P6": ("person", 0.7)}, completed=0.5, hubs=22),
     "company": Kind(
-        35,
+        20,
         {
             "P112": ("person", 1.0),
             "P169": ("person", 0.9),
@@ -102,29 +103,41 @@ KINDS: dict[str, Kind] = {
             "P488": ("person", 0.5),
             "P740": ("city", 0.5),
         },
-        hubs=26,
+        completed=0.4,
+        hubs=14,
     ),
     "broadcaster": Kind(
-        12, {"P112": ("person", 1.0), "P169": ("person", 0.9), "P159": ("city", 0.9)}, hubs=5
+        6, {"P112": ("person", 1.0), "P169": ("person", 0.9), "P159": ("city", 0.9)}, completed=0.5, hubs=4
     ),
-    "university": Kind(
-        30, {"P159": ("city", 1.0), "P112": ("person", 0.8), "P488": ("person", 0.5)}, hubs=14
+    "university": Kind(14, {"P159": ("city", 1.0), "P112": ("person", 0.8), "P488": ("person", 0.5)}, hubs=8),
+    "band": Kind(
+        14, {"P136": ("genre", 1.0), "P740": ("city", 0.9), "P1037": ("person", 0.9)}, completed=0.6, hubs=6
     ),
-    "band": Kind(25, {"P136": ("genre", 1.0), "P740": ("city", 0.9), "P1037": ("person", 0.9)}, hubs=8),
-    "team": Kind(30, {"P286": ("person", 1.0), "P641": ("sport", 1.0), "P159": ("city", 0.7)}),
-    "song": Kind(35, {"P175": ("band", 1.0), "P495": ("country", 0.8), "P407": ("language", 0.8)}),
-    "book": Kind(40, {"P50": ("person", 1.0), "P407": ("language", 0.8), "P495": ("country", 0.7)}, hubs=12),
-    "show": Kind(30, {"P449": ("broadcaster", 1.0), "P170": ("person", 0.9), "P495": ("country", 0.7)}),
-    "film": Kind(35, {"P1037": ("person", 1.0), "P364": ("language", 0.9), "P495": ("country", 0.8)}),
-    "software": Kind(30, {"P178": ("company", 1.0), "P495": ("country", 0.4)}),
-    "car": Kind(30, {"P176": ("company", 1.0), "P495": ("country", 0.5)}),
-    "character": Kind(25, {"P170": ("person", 1.0)}),
-    "office": Kind(20, {"P1308": ("person", 1.0)}),
-    "position": Kind(10, {"P641": ("sport", 1.0)}, hubs=12),
-    "sport": Kind(10, {"P495": ("country", 1.0)}, hubs=12),
-    "genre": Kind(14, {"P495": ("country", 1.0)}, hubs=7),
-    "religion": Kind(8, {"P112": ("person", 1.0)}),
-    "language": Kind(8, {}),
+    "team": Kind(18, {"P286": ("person", 1.0), "P641": ("sport", 1.0), "P159": ("city", 0.7)}, completed=0.6),
+    "song": Kind(
+        22, {"P175": ("band", 1.0), "P495": ("country", 0.8), "P407": ("language", 0.8)}, completed=0.5
+    ),
+    "book": Kind(
+        24,
+        {"P50": ("person", 1.0), "P407": ("language", 0.8), "P495": ("country", 0.7)},
+        completed=0.5,
+        hubs=8,
+    ),
+    "show": Kind(
+        20, {"P449": ("broadcaster", 1.0), "P170": ("person", 0.9), "P495": ("country", 0.7)}, completed=0.5
+    ),
+    "film": Kind(
+        24, {"P1037": ("person", 1.0), "P364": ("language", 0.9), "P495": ("country", 0.8)}, completed=0.6
+    ),
+    "software": Kind(20, {"P178": ("company", 1.0), "P495": ("country", 0.4)}, completed=0.4),
+    "car": Kind(20, {"P176": ("company", 1.0), "P495": ("country", 0.5)}, completed=0.4),
+    "character": Kind(15, {"P170": ("person", 1.0)}, completed=0.5),
+    "office": Kind(14, {"P1308": ("person", 1.0)}),
+    "position": Kind(10, {"P641": ("sport", 1.0)}, completed=0.6, hubs=10),
+    "sport": Kind(10, {"P495": ("country", 1.0)}, completed=0.8, hubs=10),
+    "genre": Kind(14, {"P495": ("country", 1.0)}, completed=0.8, hubs=6),
+    "religion": Kind(8, {"P112": ("person", 1.0)}, hubs=6),
+    "language": Kind(8, {}, hubs=12),
     "occupation": Kind(24, {}),
     "continent": Kind(0, {}),
 }

@@ -8,7 +8,8 @@ layers between for facts with hops on both sides (ours). A short polish on the s
 from dataclasses import replace
 
 from acedit.editing.methods.method import Method
-from acedit.editing.stages import Polish, Stage
+from acedit.editing.polish import Polish
+from acedit.editing.stages import Stage
 
 QUERY = Stage("query", kinds=("single", "ripple", "keep"), token="subject", where="query")
 MIDDLE = Stage("middle", kinds=("middle",), token="last", where="middle")

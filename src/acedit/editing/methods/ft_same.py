@@ -6,7 +6,7 @@ The same layers, the same prompts, the same replay; no closed form, and more ste
 from dataclasses import replace
 
 from acedit.editing.methods.ace import ACE
-from acedit.editing.stages import Polish
+from acedit.editing.polish import Polish
 
 METHODS = (
     replace(
@@ -17,6 +17,6 @@ METHODS = (
         known=0.0,
         ridge=1.0,
         stages=tuple(replace(stage, kinds=()) for stage in ACE.stages),
-        polish=Polish(steps=100),
+        polish=Polish(steps=100, screen=0),
     ),
 )

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from acedit.editing.stages import Polish, Stage
+from acedit.editing.polish import Polish
+from acedit.editing.stages import Stage
 from acedit.knowledge.compose import Amounts, Kind
 
 

@@ -1,0 +1,97 @@
+"""The checkpoint in the package: what its card says holds, and the main path works on it.
+
+Thresholds are the issue's floors less two standard errors of the smaller sample asked here.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from acedit.benchmark.leak import starts
+from acedit.editing.edit import edit
+from acedit.editing.patch import Patch
+from acedit.knowledge.facts import Case, Fact, cases_from
+from acedit.lm.model import LanguageModel, load
+from acedit.report.demo import facts_of
+from acedit.world import bundled_path
+from acedit.world.card import measure, read_table
+from acedit.world.graph import build_world, mquake_cases
+
+ASKED = ["Fernando Santos is a citizen of", "Question: Which continent is London located in?\nAnswer:"]
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return load("bundled")
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    found = [c for c in cases_from(mquake_cases("2hop")) if c.edits[0].subject == "Fernando Santos"]
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def known(case: Case) -> list[Fact]:
+    return facts_of(build_world(), case.edits)
+
+
+@pytest.fixture(scope="module")
+def patch(lm: LanguageModel, case: Case, known: list[Fact]) -> Patch:
+    return edit(lm, case.edits, known=known, exclude=starts([case]), method="ace", seed=0)
+
+
+def test_the_card_reports_every_figure_at_its_floor() -> None:
+    rows = [line.split("|") for line in read_table(bundled_path()).splitlines()[2:]]
+    assert len(rows) == 6
+    for row in rows:
+        assert float(row[2]) >= float(row[4]), f"{row[1].strip()} is below its floor"
+        assert int(row[3]) >= 100
+
+
+def test_it_recalls_composes_and_thinks(lm: LanguageModel) -> None:
+    for row in measure(lm, build_world(), n=90, seed=11):
+        error = (row.least * (1 - row.least) / row.n) ** 0.5
+        assert row.value >= row.least - 2 * error, f"{row.name}: {row.value:.3f} of {row.n}"
+
+
+def test_the_checkpoint_is_small_and_plain() -> None:
+    folder = bundled_path()
+    assert (folder / "model.safetensors").stat().st_size < 20e6
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "qwen3"
+    assert config["max_position_embeddings"] == 2048
+    assert not any(p.suffix in (".bin", ".pt", ".pkl") for p in folder.iterdir())
+
+
+def test_an_edit_is_said_and_carried_through_a_chain(lm: LanguageModel, case: Case, patch: Patch) -> None:
+    assert not any(case.new_answer in lm.answer(q) for q in case.questions)
+    before = lm.logits(ASKED)
+    with patch.applied(lm):
+        said = lm.answer(case.edits[0].prompt.format(case.edits[0].subject))
+        assert said.strip(" .").startswith(case.edits[0].target)
+        assert any(case.new_answer in lm.answer(q) for q in case.questions)
+        assert any(case.new_answer in lm.answer(q, cot=True) for q in case.questions)
+    assert torch.equal(lm.logits(ASKED), before)
+
+
+# peft reads a property that transformers 5 renames; nothing of ours does.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.06)])
+def test_its_adapter_says_what_the_patch_says(
+    case: Case, known: list[Fact], dtype: torch.dtype, tolerance: float, tmp_path: Path
+) -> None:
+    """In bf16 PEFT rounds the factors' product, we round base + Δ once: 0.06 of the largest logit."""
+    lm = load("bundled", dtype=dtype)
+    made = edit(lm, case.edits, known=known, exclude=starts([case]), method="ace-closed", seed=0)
+    made.to_lora(tmp_path / "adapter")
+    with made.applied(lm):
+        wanted = lm.logits(ASKED)
+    base = AutoModelForCausalLM.from_pretrained(bundled_path(), dtype=dtype)
+    merged = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload()
+    gap = (LanguageModel(merged, lm.tokenizer).logits(ASKED) - wanted).abs().max()
+    assert gap / wanted.abs().max() < tolerance
