@@ -65,7 +65,7 @@ def merged_edits(cases: Sequence[Case]) -> list[Edit]:
     return list(found.values())
 
 
-def _shared_plan(lm: LanguageModel, cases: Sequence[Case], known: Sequence[Fact], seed: int) -> Plan:
+def shared_plan(lm: LanguageModel, cases: Sequence[Case], known: Sequence[Fact], seed: int) -> Plan:
     """One plan for every batch, from the first edits of all cases (at most `PLANNED`)."""
     edits = list({edit.key: edit for case in cases for edit in case.edits}.values())[:PLANNED]
     prompts = Composer(edits, known, exclude=starts(cases), seed=seed).prompts()
@@ -87,7 +87,7 @@ def run_method(
 ) -> Run:
     """Edit and score `cases` in batches of `batch`; `progress` is told cases done and in all."""
     run = Run()
-    plan = plan or _shared_plan(lm, cases, known, seed)
+    plan = plan or shared_plan(lm, cases, known, seed)
     for at in range(0, len(cases), batch):
         picked = range(at, min(at + batch, len(cases)))
         some = [cases[i] for i in picked]

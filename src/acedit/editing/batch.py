@@ -132,7 +132,20 @@ class Batch:
         return self.row_mean(wrong) == 0
 
 
-def split(lm: LanguageModel, prompts: Sequence[Prompt], rows: int = 64) -> list[Batch]:
-    """`prompts` in batches of at most `rows`, by length; the order within is by length too."""
-    by_length = sorted(prompts, key=lambda p: len(p.text) + len(p.answer))
-    return [Batch.of(lm, by_length[i : i + rows]) for i in range(0, len(by_length), rows)]
+def split(lm: LanguageModel, prompts: Sequence[Prompt], rows: int = 64, spread: float = 2.0) -> list[Batch]:
+    """`prompts` in batches of at most `rows`, by length; the order within is by length too.
+
+    spread: the longest of a batch has at most so many times the characters of its shortest.
+    """
+    batches: list[list[Prompt]] = []
+    shortest = 0
+    for prompt in sorted(prompts, key=_length):
+        if not batches or len(batches[-1]) == rows or _length(prompt) > spread * shortest:
+            batches.append([])
+            shortest = _length(prompt)
+        batches[-1].append(prompt)
+    return [Batch.of(lm, batch) for batch in batches]
+
+
+def _length(prompt: Prompt) -> int:
+    return len(prompt.text) + len(prompt.answer)

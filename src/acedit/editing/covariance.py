@@ -23,10 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from acedit.editing.solve import whitening
 from acedit.errors import UserError
 from acedit.lm.model import Encoded, LanguageModel
 
 Progress = Callable[[int, int], None]
+
+WINDOWS = 10_000
+WINDOW_TOKENS = 128
 
 
 def default_cache() -> Path:
@@ -40,8 +44,8 @@ def covariances(
     texts: Sequence[str],
     layers: Sequence[int],
     *,
-    windows: int = 10_000,
-    window_tokens: int = 128,
+    windows: int = WINDOWS,
+    window_tokens: int = WINDOW_TOKENS,
     batch_windows: int = 32,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
@@ -66,6 +70,26 @@ def covariances(
             _keep(folder, key, layer, c)
             found[layer] = c
     return {layer: c.to(lm.device) for layer, c in found.items() if c is not None}
+
+
+def inverse_roots(
+    lm: LanguageModel,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    *,
+    ridge: float = 0.05,
+    cache_dir: Path | None = None,
+) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
+    """C^(-1/2) of each layer (see `solve.whitening`), kept on disk beside C under the same key."""
+    folder = cache_dir or default_cache()
+    key = f"{_key(lm, _windows(lm, texts, WINDOWS, WINDOW_TOKENS))}-root{ridge:g}"
+    found = {layer: _kept(folder, key, layer) for layer in layers}
+    missing = [layer for layer, root in found.items() if root is None]
+    if missing:
+        for layer, c in covariances(lm, texts, missing, cache_dir=cache_dir).items():
+            found[layer] = whitening(c, ridge).cpu()
+            _keep(folder, key, layer, found[layer])
+    return {layer: root.to(lm.device) for layer, root in found.items() if root is not None}
 
 
 def _windows(lm: LanguageModel, texts: Sequence[str], count: int, width: int) -> list[list[int]]:
@@ -143,8 +167,10 @@ def _kept(folder: Path, key: str, layer: int) -> Tensor | None:
         return None
 
 
-def _keep(folder: Path, key: str, layer: int, c: Tensor) -> None:
+def _keep(folder: Path, key: str, layer: int, c: Tensor | None) -> None:
     """Best effort: a cache that cannot be written costs time, not the edit."""
+    if c is None:
+        return
     path = _file(folder, key, layer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,17 +20,16 @@ from torch import Tensor
 
 from acedit.attribution.plan import Plan
 from acedit.editing.batch import split
-from acedit.editing.covariance import covariances
-from acedit.editing.keys import keys_at
+from acedit.editing.covariance import covariances, inverse_roots
+from acedit.editing.keys import key_moments
 from acedit.editing.methods import Method
 from acedit.editing.methods import method as named_method
 from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.editing.polish import polish
-from acedit.editing.solve import whitening
 from acedit.editing.stages import Stage, Update, Writing, sweep
 from acedit.editing.target import search
 from acedit.errors import UserError
-from acedit.knowledge.compose import Composer, Prompt
+from acedit.knowledge.compose import Composer, Prompt, belief_texts
 from acedit.knowledge.facts import Edit, Fact
 from acedit.lm.model import LanguageModel
 
@@ -71,6 +70,7 @@ def edit(
             "no known facts given: the edit is made from its own prompts alone, "
             "so chains that pass through it, and its neighbours, are not looked after"
         )
+    texts = text or belief_texts(known)
     known = _believed(lm, edits, known)
     composer = Composer(edits, known, exclude=exclude, seed=seed, amounts=chosen.amounts)
     prompts = composer.prompts()
@@ -82,7 +82,8 @@ def edit(
         tell("choosing layers")
         plan = find_plan(lm, edits, prompts)
     plan.checked(lm.n_layers)
-    updates = _write(lm, edits, prompts, chosen, plan, seed, text, cache_dir, tell)
+    texts = texts or [f"{p.text} {p.answer}." for p in prompts]
+    updates = _write(lm, edits, prompts, chosen, plan, seed, texts, cache_dir, tell)
     return Patch(
         updates=tuple(LayerUpdate(u.layer, u.left.cpu(), u.right.cpu()) for u in updates),
         edits=tuple(edits),
@@ -141,12 +142,12 @@ def _write(
     chosen: Method,
     plan: Plan,
     seed: int,
-    text: Sequence[str] | None,
+    texts: Sequence[str],
     cache_dir: Path | None,
     tell: Progress,
 ) -> list[Update]:
     """Targets, the sweep, the polish."""
-    replay = split(lm, [p for p in prompts if p.kind == "replay"], rows=32)
+    replay = split(lm, [p for p in prompts if p.kind == "replay"], rows=512, spread=1.5)
     single = [p for p in prompts if p.kind != "replay"]
     if not chosen.wordings:
         single = [p for p in single if p.template == edits[p.edit].prompt]
@@ -154,7 +155,7 @@ def _write(
         single = _prefixed(lm, single, chosen.prefixes, seed)
     writings = []
     for stage in chosen.stages:
-        rows = [p for p in single if p.kind in stage.kinds]
+        rows = _few([p for p in single if p.kind in stage.kinds], stage.rows)
         layers = _layers(stage, plan)
         if not rows or not layers:
             continue
@@ -170,23 +171,16 @@ def _write(
         )
         writings.append(Writing(stage, layers, batches, targets))
     touched = sorted({layer for stage in chosen.stages for layer in _layers(stage, plan)})
-    texts = text or _sentences(prompts)
-    c = covariances(lm, texts, touched, cache_dir=cache_dir)
-
-    def preserve(layer: int) -> Float[Tensor, "n_neurons n_neurons"]:
-        p = chosen.lam * lm.n_neurons * c[layer].double()
-        if chosen.known and replay:
-            keys = torch.cat(
-                [
-                    keys_at(lm, batch.encoded, layer, batch.positions(token))[0]
-                    for batch in replay
-                    for token in ("subject", "last")
-                ]
-            ).double()
-            p = p + chosen.known * lm.n_neurons * (keys.T @ keys) / len(keys)
-        return p
-
+    if chosen.layers == "all":
+        touched = list(range(lm.n_layers))
     if writings:
+        c = covariances(lm, texts, sorted({x for w in writings for x in w.layers}), cache_dir=cache_dir)
+        known = key_moments(lm, replay, list(c)) if chosen.known and replay else {}
+
+        def preserve(layer: int) -> Float[Tensor, "n_neurons n_neurons"]:
+            p = chosen.lam * lm.n_neurons * c[layer].double()
+            return p + chosen.known * lm.n_neurons * known[layer] if known else p
+
         tell("writing layer by layer")
         updates = sweep(lm, writings, preserve, ridge=chosen.ridge)
     else:
@@ -197,11 +191,27 @@ def _write(
         pulled = [p for p in single if p.kind in chosen.polished]
         whiten = None
         if chosen.polish.space == "whitened":
-            whiten = {layer: whitening(preserve(layer)) for layer in touched}
+            whiten = inverse_roots(lm, texts, touched, cache_dir=cache_dir)
         updates = polish(
-            lm, updates, split(lm, pulled, rows=32), replay, chosen.polish, seed=seed, whiten=whiten
+            lm,
+            updates,
+            split(lm, pulled, rows=512, spread=1.5),
+            replay,
+            chosen.polish,
+            seed=seed,
+            whiten=whiten,
         )
     return updates
+
+
+def _few(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
+    """At most `most` prompts of each kind for each edit, spread over those there are; 0 for all."""
+    groups: dict[tuple[int, str], list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault((prompt.edit, prompt.kind), []).append(prompt)
+    if most == 0:
+        return list(prompts)
+    return [p for group in groups.values() for p in group[:: -(-len(group) // most)]]
 
 
 def _prefixed(lm: LanguageModel, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
@@ -214,9 +224,3 @@ def _prefixed(lm: LanguageModel, prompts: Sequence[Prompt], count: int, seed: in
         *prompts,
         *(replace(p, template=context + p.template) for p in prompts for context in clean),
     ]
-
-
-def _sentences(prompts: Sequence[Prompt]) -> list[str]:
-    """The text a covariance is taken over where none was given: what is known, said in full."""
-    said = [p for p in prompts if p.kind in ("replay", "keep")] or list(prompts)
-    return [f"{p.text} {p.answer}." for p in said]

@@ -4,10 +4,13 @@ keys, residual = keys_at(lm, batch.encoded, layer, positions)
 # (rows, n_neurons) the down projection's input; (rows, d_model) the stream after the block
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from acedit.editing.batch import Batch
 from acedit.lm.model import Encoded, LanguageModel
 from acedit.lm.trace import first
 
@@ -41,3 +44,34 @@ def keys_at(
         for handle in handles:
             handle.remove()
     return kept["keys"], kept["residual"]
+
+
+@torch.no_grad()
+def key_moments(
+    lm: LanguageModel, batches: Sequence[Batch], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
+    """Mean of k kᵀ by layer over the rows' edited positions (subject's last token, prompt's last).
+
+    One pass serves all layers; float64 sums.
+    """
+    total = {layer: torch.zeros(lm.n_neurons, lm.n_neurons, dtype=torch.float64) for layer in layers}
+    count = 0
+    for batch in batches:
+        rows = torch.arange(len(batch), device=lm.device).repeat(2)
+        at = torch.cat([batch.subject, batch.last])
+
+        def on(layer: int, batch: Batch = batch, rows: Tensor = rows, at: Tensor = at) -> Callable[..., None]:
+            def add(_: object, args: tuple[Tensor, ...]) -> None:
+                k = args[0].reshape(len(batch), -1, lm.n_neurons)[rows, at].float()
+                total[layer] += (k.T @ k).double().cpu()
+
+            return add
+
+        handles = [lm.down(layer).register_forward_pre_hook(on(layer)) for layer in layers]
+        try:
+            lm.run_backbone(batch.encoded)
+        finally:
+            for handle in handles:
+                handle.remove()
+        count += 2 * len(batch)
+    return {layer: (t / max(1, count)).to(lm.device) for layer, t in total.items()}

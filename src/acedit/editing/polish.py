@@ -2,10 +2,10 @@
 
     updates = polish(lm, updates, edit_batches, replay_batches, Polish(), seed=0)
 
-Starts from what the closed form wrote (`stages.sweep`). Every few steps all prompts are screened: those
-of the edit that are said surely enough, and those to be kept that have not drifted, are left alone until
-the next screening; when none is left, the work is done. So an edit of one fact takes a few steps and
-one of a hundred takes as many as it needs.
+Starts from what the closed form wrote (`stages.sweep`). Prompts that were wrong when last seen, or not
+seen yet, come first: those of the edit that are not said surely enough, those to be kept that drifted.
+When none is left, all are looked at once more, and if none is wrong the work is done. So an edit of one
+fact takes a few steps and one of a hundred takes as many as it needs.
 
 Footguns: weights are never touched, the updates act through hooks. `drift` and `stop` are tolerances on
 the prompts at hand; what no prompt asks is protected by the space Δ moves in, not by them.
@@ -35,17 +35,17 @@ class Polish:
     whitened keys; "weights" moves Δ freely; "whitened" moves Z in Δ = Δ₀ + Z·P^(-1/2), so that steps
     are small along keys that are to be preserved. lr is Adam's, relative to the mean |entry| of what
     moves for "targets", absolute otherwise. replay: weight of the KL (nats a token) from the unedited
-    model on what must stay. rows: a step, half of each sort where both have so many. screen: steps
-    between two screenings, 0 for none (every prompt counts at every step). stop: a prompt of the edit is
-    done below this NLL, drift: a kept one is unharmed below this KL (both nats a token).
+    model on what must stay. rows: a step, half of each sort where both have so many. screen: draw
+    those that are wrong first, and end when none is. stop: a prompt of the edit is done below this NLL,
+    drift: a kept one is unharmed below this KL (both nats a token).
     """
 
-    steps: int = 60
+    steps: int = 100
     lr: float = 1e-3
     space: Literal["targets", "weights", "whitened"] = "weights"
     replay: float = 1.0
-    rows: int = 192
-    screen: int = 5
+    rows: int = 64
+    screen: bool = True
     stop: float = 0.05
     drift: float = 0.02
 
@@ -77,9 +77,6 @@ class _Part:
         return batch.row_mean(kl)
 
 
-Rows = list[tuple[int, int]]  # (part, row)
-
-
 def polish(
     lm: LanguageModel,
     updates: Sequence[Update],
@@ -106,60 +103,88 @@ def polish(
     moving: list[_Moving] = []
     groups: list[dict[str, object]] = []
     for update in updates:
-        one, lr = _movable(update, settings, whiten)
-        moving.append(one)
-        groups.append({"params": [one.left], "lr": lr})
+        movable, lr = _movable(update, settings, whiten)
+        moving.append(movable)
+        groups.append({"params": [movable.left], "lr": lr})
     adam = torch.optim.Adam(groups)
-    active: tuple[Rows, Rows] = _all_rows(parts)
+    pool = _Pool(parts, settings)
     for step in range(settings.steps):
-        if settings.screen and step % settings.screen == 0:
+        if settings.screen and pool.seems_done():
             with _moving_in(lm, moving), torch.no_grad():
-                active = _wrong(parts, settings)
-            if not any(active):
+                pool.screen()
+            if pool.seems_done():
                 break
         if progress is not None:
-            progress(step, settings.steps, {"edit": len(active[0]), "replay": len(active[1])})
+            progress(step, settings.steps, pool.wrong())
         scale = min(1.0, 2 * (1 - step / settings.steps))
         for group, own in zip(adam.param_groups, groups, strict=True):
             group["lr"] = float(own["lr"]) * scale  # type: ignore[arg-type]
-        picked = _draw(active, settings.rows, generator)
+        picked = pool.draw(generator)
         adam.zero_grad()
-        with _moving_in(lm, moving):
-            for i in sorted({i for i, _ in picked}):
-                part = parts[i]
-                rows = torch.tensor(sorted(row for j, row in picked if j == i), device=lm.device)
-                each = part.losses(rows)
-                loss = settings.replay * each.sum() if part.kept else F.relu(each - settings.stop / 2).sum()
-                (loss / len(picked)).backward()
+        with _moving_in(lm, moving) as deltas:
+            for i, rows in picked.items():
+                each = parts[i].losses(rows)
+                pool.seen(i, rows, each.detach())
+                kept = parts[i].kept
+                loss = settings.replay * each.sum() if kept else F.relu(each - settings.stop / 2).sum()
+                (loss / sum(map(len, picked.values()))).backward()
+            for one, delta in zip(moving, deltas, strict=True):
+                one.delta().backward(delta.grad)
         adam.step()
-    return [update.finished() for update in moving]
+    return [one.finished() for one in moving]
 
 
-def _all_rows(parts: Sequence[_Part]) -> tuple[Rows, Rows]:
-    edit: Rows = [(i, row) for i, part in enumerate(parts) if not part.kept for row in range(len(part.batch))]
-    kept: Rows = [(i, row) for i, part in enumerate(parts) if part.kept for row in range(len(part.batch))]
-    return edit, kept
+class _Pool:
+    """What each prompt was last seen to lose, and which are drawn next."""
 
+    def __init__(self, parts: Sequence[_Part], settings: Polish) -> None:
+        self._parts, self._settings = parts, settings
+        sizes = [len(part.batch) for part in parts]
+        self._start = [sum(sizes[:i]) for i in range(len(sizes))]
+        self._part = torch.cat([torch.full((size,), i) for i, size in enumerate(sizes)])
+        self._kept = torch.tensor([part.kept for part in parts])[self._part]
+        limit = torch.where(self._kept, settings.drift, settings.stop)
+        self._limit = limit
+        self._last = torch.full_like(limit, float("inf"))
 
-def _wrong(parts: Sequence[_Part], settings: Polish) -> tuple[Rows, Rows]:
-    """The rows of the edit not yet said, and those to be kept that have drifted."""
-    found: tuple[Rows, Rows] = ([], [])
-    for i, part in enumerate(parts):
-        limit = settings.drift if part.kept else settings.stop
-        rows = (part.losses() > limit).nonzero().flatten().tolist()
-        found[part.kept].extend((i, row) for row in rows)
-    return found
+    def seen(self, part: int, rows: Tensor, losses: Tensor) -> None:
+        self._last[self._start[part] + rows.cpu()] = losses.float().cpu()
 
+    def screen(self) -> None:
+        """Look at every prompt."""
+        for i, part in enumerate(self._parts):
+            self.seen(i, torch.arange(len(part.batch)), part.losses())
 
-def _draw(active: tuple[Rows, Rows], rows: int, generator: torch.Generator) -> Rows:
-    """At most `rows` of the active rows, half of each sort where both have so many."""
-    edit, kept = active
-    few = min(len(edit), max(rows // 2, rows - len(kept)))
-    picked: Rows = []
-    for sort, count in ((edit, few), (kept, min(len(kept), rows - few))):
-        order = torch.randperm(len(sort), generator=generator)[:count].tolist()
-        picked += [sort[i] for i in order]
-    return picked
+    def seems_done(self) -> bool:
+        return bool((self._last <= self._limit).all())
+
+    def wrong(self) -> dict[str, int]:
+        """How many prompts of each sort are wrong, or not seen yet."""
+        off = self._last > self._limit
+        return {"edit": int((off & ~self._kept).sum()), "replay": int((off & self._kept).sum())}
+
+    def draw(self, generator: torch.Generator) -> dict[int, Tensor]:
+        """Rows by part, ascending: half of each sort where both have so many.
+
+        With screening, those that are wrong or not yet seen come first. Parts are taken in random
+        order, rows within them too: a few whole rows of like length run faster than some of each.
+        """
+        part = torch.rand(len(self._parts), generator=generator)[self._part]
+        chance = part + 1e-3 * torch.rand(len(self._last), generator=generator)
+        if self._settings.screen:
+            chance = chance + (self._last > self._limit) * 2
+        edit, kept = [
+            sort[chance[sort].argsort(descending=True)]
+            for sort in (torch.nonzero(~self._kept)[:, 0], torch.nonzero(self._kept)[:, 0])
+        ]
+        rows = self._settings.rows
+        few = min(len(edit), max(rows // 2, rows - len(kept)))
+        picked = torch.cat([edit[:few], kept[: rows - few]]).sort().values
+        device = self._parts[0].batch.subject.device
+        return {
+            i: (picked[self._part[picked] == i] - self._start[i]).to(device)
+            for i in self._part[picked].unique().tolist()
+        }
 
 
 @dataclass
@@ -198,16 +223,19 @@ def _movable(update: Update, settings: Polish, whiten: Mapping[int, Tensor] | No
 
 
 @contextmanager
-def _moving_in(lm: LanguageModel, updates: Sequence[_Moving]) -> Iterator[None]:
-    """Like `updates_in`, for updates under optimisation."""
+def _moving_in(lm: LanguageModel, updates: Sequence[_Moving]) -> Iterator[list[Tensor]]:
+    """Like `stages.updates_in`, for updates under optimisation; yields each Δ, to gather gradients."""
+    deltas: list[Tensor] = []
     with ExitStack() as stack:
         for update in updates:
+            delta = update.delta().detach().requires_grad_(True)
+            deltas.append(delta)
 
-            def add(_: object, args: tuple[Tensor, ...], output: Tensor, update: _Moving = update) -> Tensor:
-                return output + (args[0].to(update.left.dtype) @ update.delta().T).to(output.dtype)
+            def add(_: object, args: tuple[Tensor, ...], output: Tensor, delta: Tensor = delta) -> Tensor:
+                return output + (args[0].to(delta.dtype) @ delta.T).to(output.dtype)
 
             stack.callback(lm.down(update.layer).register_forward_hook(add).remove)
-        yield
+        yield deltas
 
 
 def _smallest(layer: int, delta: Float[Tensor, "d_model n_neurons"]) -> Update:

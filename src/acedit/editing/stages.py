@@ -37,7 +37,8 @@ Spread = Literal["even", "root"]
 class Stage:
     """One write: `kinds` of prompts, at `token`, in the plan's `where` layers.
 
-    spread: of the residual over the remaining layers, "even" (MEMIT) or "root" (PMET, ACE).
+    spread: of the residual over the remaining layers, "even" (MEMIT) or "root" (PMET, ACE). rows: at most
+    so many prompts of each kind an edit, 0 for all.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Stage:
     token: Token
     where: Where
     spread: Spread = "root"
+    rows: int = 0
     target: TargetSettings = field(default_factory=TargetSettings)
 
 

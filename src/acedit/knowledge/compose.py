@@ -23,10 +23,13 @@ import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import zip_longest
+from typing import Literal, TypeVar
 
 from acedit.knowledge.facts import Edit, Fact
 from acedit.knowledge.relations import Relation
+
+T = TypeVar("T")
 
 Kind = Literal["single", "lead", "ripple", "middle", "keep", "replay"]
 
@@ -64,6 +67,12 @@ def thoughts(hops: Iterable[tuple[Relation, str, str]]) -> str:
 def reserved(subject: str, relation: str) -> bool:
     """Whether the fact (subject, relation id) is kept for scoring: one in five, by a hash."""
     return hashlib.sha256(f"{subject}|{relation}".encode()).digest()[0] % 5 == 0
+
+
+def _in_turn(*several: Sequence[T]) -> Iterator[T]:
+    """The first of each, the second of each, and so on."""
+    for row in zip_longest(*several):
+        yield from (item for item in row if item is not None)
 
 
 @dataclass(frozen=True)
@@ -151,7 +160,7 @@ class Composer:
             yield Prompt(thought, edit.subject, edit.target, "single", i)
 
     def _paths_to(self, subject: str, rng: random.Random) -> list[tuple[Fact, ...]]:
-        """Known chains of one or two hops that end at `subject`, shortest first."""
+        """Known chains of one or two hops that end at `subject`, in turn."""
         near = list(self._leads[subject])
         rng.shuffle(near)
         paths: list[tuple[Fact, ...]] = [(fact,) for fact in near if fact.relation.phrases]
@@ -162,7 +171,7 @@ class Composer:
             if before.subject != subject and before.relation.phrases
         ]
         rng.shuffle(longer)
-        return [*paths, *longer]
+        return list(_in_turn(paths, longer))
 
     def _asks(
         self,
@@ -177,23 +186,24 @@ class Composer:
             yield Prompt(asked(chain_question("{}", hops, rng)), start, answer, kind, i)
         yield Prompt(chain_cloze("{}", hops, rng), start, answer, kind, i)
 
+    def _ask(
+        self, start: str, hops: Sequence[Relation], answer: str, kind: Kind, i: int, rng: random.Random
+    ) -> Prompt:
+        """One form of `_asks`: another chain teaches more than another form of the same."""
+        return rng.choice(list(self._asks(start, hops, answer, kind, i, rng)))
+
     def _lead(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
-        left = self.amounts.lead
-        for path in self._paths_to(edit.subject, rng):
+        for n, path in enumerate(self._paths_to(edit.subject, rng)[: self.amounts.lead]):
             hops = [*(fact.relation for fact in path), edit.relation]
-            for prompt in self._asks(path[0].subject, hops, edit.target, "lead", i, rng):
-                if left <= 0:
-                    return
-                left -= 1
-                yield prompt
-            if len(path) == 1 and edit.relation.questions:
+            yield self._ask(path[0].subject, hops, edit.target, "lead", i, rng)
+            if n < self.amounts.lead // 2 and len(path) == 1 and edit.relation.questions:
                 question = chain_question(path[0].subject, hops, rng)
                 said = thoughts([(path[0].relation, path[0].subject, edit.subject)])
                 text = f"{asked_thoughts(question)} {said} {edit.prompt}"
                 yield Prompt(text, edit.subject, edit.target, "single", i)
 
     def _onward(self, edit: Edit, rng: random.Random) -> list[tuple[Fact, ...]]:
-        """Chains of one or two hops on from the new object; second relations may be reserved."""
+        """Chains of one or two hops on from the new object, in turn."""
         first = [
             fact
             for fact in self._after[edit.target]
@@ -207,35 +217,29 @@ class Composer:
             if after.object not in (edit.subject, edit.target)
         ]
         rng.shuffle(second)
-        return [*((fact,) for fact in first), *second]
+        return list(_in_turn([(fact,) for fact in first], second))
 
     def _ripple(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         if not edit.relation.phrases:
             return
-        left = self.amounts.ripple
-        for path in self._onward(edit, rng):
+        for path in self._onward(edit, rng)[: self.amounts.ripple]:
             hops = [edit.relation, *(fact.relation for fact in path)]
-            for prompt in self._asks(edit.subject, hops, path[-1].object, "ripple", i, rng):
-                if left <= 0:
-                    return
-                left -= 1
-                yield prompt
+            yield self._ask(edit.subject, hops, path[-1].object, "ripple", i, rng)
 
     def _middle(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         if not edit.relation.phrases:
             return
-        before = [path for path in self._paths_to(edit.subject, rng) if len(path) == 1]
-        onward = [path for path in self._onward(edit, rng) if len(path) == 1]
-        pairs = [(a, b) for a in before for b in onward if a[0].subject != b[0].object]
+        pairs = [
+            (before, on)
+            for before in self._paths_to(edit.subject, rng)
+            for on in self._onward(edit, rng)
+            if len(before) + len(on) <= 3 and before[0].subject != on[-1].object
+        ]
         rng.shuffle(pairs)
-        left = self.amounts.middle
-        for a, b in pairs:
-            hops = [a[0].relation, edit.relation, b[0].relation]
-            for prompt in self._asks(a[0].subject, hops, b[0].object, "middle", i, rng):
-                if left <= 0:
-                    return
-                left -= 1
-                yield prompt
+        pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]) > 2)
+        for before, on in pairs[: self.amounts.middle]:
+            hops = [*(fact.relation for fact in before), edit.relation, *(fact.relation for fact in on)]
+            yield self._ask(before[0].subject, hops, on[-1].object, "middle", i, rng)
 
     def _keep(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         others = [
@@ -275,6 +279,36 @@ class Composer:
             hops = [f.relation for f in path]
             form = list(self._asks(fact.subject, hops, path[-1].object, "replay", -1, rng))
             yield rng.choice(form)
+
+
+def belief_texts(known: Sequence[Fact], *, seed: int = 0, chains: int = 1500) -> list[str]:
+    """What is known, said in full: each fact as cloze and question, and chains of two and three hops.
+
+    The same for every edit over the same facts, so what is worked out from it can be kept. Reserved
+    facts are left out.
+    """
+    usable = [fact for fact in known if not reserved(*fact.key)]
+    onward: dict[str, list[Fact]] = defaultdict(list)
+    for fact in usable:
+        onward[fact.subject].append(fact)
+    texts = [f"{fact.prompt} {fact.object}." for fact in usable]
+    rng = random.Random(f"{seed}/beliefs")
+    for fact in usable:
+        if fact.relation.questions:
+            question = rng.choice(fact.relation.questions).format(fact.subject)
+            texts.append(f"{asked(question)} {fact.object}")
+    for _ in range(chains if usable else 0):
+        path = [rng.choice(usable)]
+        for _ in range(rng.choice((1, 1, 2))):
+            on = [f for f in onward[path[-1].object] if f.object not in {g.subject for g in path}]
+            if not on or not path[-1].relation.phrases:
+                break
+            path.append(rng.choice(on))
+        hops = [fact.relation for fact in path]
+        if len(path) > 1 and hops[-1].questions:
+            question = chain_question(path[0].subject, hops, rng)
+            texts.append(f"{asked(question)} {path[-1].object}")
+    return texts
 
 
 def asked_thoughts(question: str) -> str:

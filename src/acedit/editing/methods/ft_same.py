@@ -1,6 +1,6 @@
 """Fine-tuning on ACE's own prompts with replay of known facts: the fair rival the paper never ran.
 
-The same layers, the same prompts, the same replay; no closed form, and more steps.
+The same layers, prompts, replay, rows and steps; Adam on the weights as they are, every prompt at its turn.
 """
 
 from dataclasses import replace
@@ -13,10 +13,6 @@ METHODS = (
         ACE,
         name="ft-same",
         summary="fine-tuning of the same layers on ACE's prompts, with replay (the fair rival)",
-        lam=0.0,
-        known=0.0,
-        ridge=1.0,
-        stages=tuple(replace(stage, kinds=()) for stage in ACE.stages),
-        polish=Polish(steps=100, screen=0),
+        polish=Polish(space="weights", screen=False),
     ),
 )

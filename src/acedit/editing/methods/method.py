@@ -1,6 +1,7 @@
 """What a method states: its stages, its weights of preservation, and whether gradients follow."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from acedit.editing.polish import Polish
 from acedit.editing.stages import Stage
@@ -11,17 +12,19 @@ from acedit.knowledge.compose import Amounts, Kind
 class Method:
     """A method as data; `edit` runs it.
 
-    stages: in no order, all targets are searched on the unedited model and written in one ascending
-    sweep. lam: λ of Eq. 11, on C = E[k kᵀ] of the text, as a multiple of N: kᵀ C⁻¹ k grows with N, so
-    the paper's 6000 for GPT-J's N = 16,384 is 0.37·N. known: weight on the mean outer product of the
-    keys of known facts at edited positions. ridge: on the identity, in multiples of a key's mean
-    squared length over N. prefixes: how many sampled contexts each single-hop prompt is repeated behind
-    (MEMIT). polished: prompts the gradient steps pull; none for methods that stop at the closed form.
+    layers: which down projections gradient steps move, "plan" (those of the stages) or "all". stages: in
+    no order, none for methods by gradient alone; all targets are searched on the unedited model and
+    written in one ascending sweep. lam: λ of Eq. 11, on C = E[k kᵀ] of the text, as a multiple of N:
+    kᵀ C⁻¹ k grows with N, so the paper's 6000 for GPT-J's N = 16,384 is 0.37·N. known: weight on the
+    mean outer product of the keys of known facts at edited positions. ridge: on the identity, in
+    multiples of a key's mean squared length over N. prefixes: how many sampled contexts each single-hop
+    prompt is repeated behind (MEMIT). polished: prompts the gradient steps pull.
     """
 
     name: str
     summary: str
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...] = ()
+    layers: Literal["plan", "all"] = "plan"
     lam: float = 6000 / 16384
     known: float = 0.0
     ridge: float = 0.0
