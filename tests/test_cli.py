@@ -506,7 +506,7 @@ def test_a_real_interrupt(model_dir: Path, edits_file: Path, tmp_path: Path) -> 
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if "v*" in line:
+            if "polishing" in line:
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read().splitlines()

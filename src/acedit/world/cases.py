@@ -36,8 +36,8 @@ def make_cases(
 ) -> list[dict[str, Any]]:
     """`n` items in MQuAKE's format, each with `edits` (1 to 4) edited facts in a chain of 2 to 4 hops.
 
-    position: where the edited fact stands; None takes explicit, middle and implicit in turn for one
-    edit, and whatever comes for more. hops: the chain's length, None for 2 to 4. Raises UserError for
+    position: where the edited fact stands; None takes those that the lengths allow in turn for one edit,
+    and whatever comes for more. hops: the chain's length, None for 2 to 4. Raises UserError for
     an impossible wish, or where the pool runs out.
     """
     if not 1 <= edits <= 4:
@@ -53,13 +53,14 @@ def make_cases(
         length: [path for path in world.chains(length) if world.pool(path) == pool]
         for length in ((2, 3, 4) if hops is None else (hops,))
     }
+    places = [p for p in POSITIONS if p != "middle" or max(chains) >= edits + 2]
     items: list[dict[str, Any]] = []
     edited: set[tuple[str, str]] = set()
     used: set[tuple[str, str]] = set()
     for _ in range(400 * n):
         if len(items) == n:
             break
-        place = position or (POSITIONS[len(items) % 3] if edits == 1 else None)
+        place = position or (places[len(items) % len(places)] if edits == 1 else None)
         lengths = [k for k in chains if k >= edits and (place != "middle" or k >= edits + 2)]
         if not lengths:
             raise UserError(f"no chain of the asked length has {edits} edits in position {place!r}")

@@ -1,0 +1,94 @@
+"""The polish: what moves, what it stops for, and which prompts it works on."""
+
+import pytest
+import torch
+
+from acedit.editing.batch import split
+from acedit.editing.polish import Polish, _Part, _Pool, polish
+from acedit.editing.solve import whitening
+from acedit.editing.stages import Update, updates_in
+from acedit.lm.model import LanguageModel
+from tests.editing.test_stages import model, prompts
+
+__all__ = ["model"]
+
+
+@pytest.mark.parametrize("space", ["targets", "weights", "whitened"])
+def test_polish_lowers_the_loss_and_leaves_weights(model: LanguageModel, space: str) -> None:
+    rows = prompts()
+    batches = split(model, rows)
+    g = torch.Generator().manual_seed(0)
+    start = [
+        Update(
+            layer,
+            1e-3 * torch.randn(model.d_model, 4, generator=g),
+            1e-1 * torch.randn(4, model.n_neurons, generator=g),
+        )
+        for layer in (0, 1)
+    ]
+    weights = [model.down_weight(layer).clone() for layer in range(model.n_layers)]
+    white = {layer: whitening(torch.eye(model.n_neurons)) for layer in (0, 1)}
+    settings = Polish(steps=30, lr=2e-2 if space != "targets" else 20.0, space=space, replay=0.0)  # type: ignore[arg-type]
+    done = polish(model, start, batches, (), settings, seed=0, whiten=white)
+
+    def loss(updates: list[Update]) -> float:
+        with updates_in(model, updates), torch.no_grad():
+            return sum(
+                float(b.nll(model.head_logits(b.at_answers(model.run_backbone(b.encoded)))).sum())
+                for b in batches
+            )
+
+    assert loss(done) < loss(start) - 1.0
+    for layer, weight in enumerate(weights):
+        assert torch.equal(model.down_weight(layer), weight)
+    if space == "targets":
+        assert all(u.left.shape[1] == 4 for u in done)
+
+
+def zero(lm: LanguageModel) -> list[Update]:
+    return [Update(0, torch.zeros(lm.d_model, 1), torch.zeros(1, lm.n_neurons))]
+
+
+def test_it_ends_when_nothing_is_wrong(model: LanguageModel) -> None:
+    """With tolerances nothing can break, the first step's look is enough."""
+    batches = split(model, prompts())
+    steps: list[int] = []
+    settings = Polish(steps=50, stop=1e9, drift=1e9)
+    polish(
+        model, zero(model), batches, batches, settings, seed=0, progress=lambda step, *_: steps.append(step)
+    )
+    assert len(steps) <= 2
+
+
+def test_what_must_stay_stays(model: LanguageModel) -> None:
+    """The replayed prompts end nearer to the unedited model than without replay."""
+    rows = prompts(3)
+    edit, kept = split(model, rows[:2]), split(model, rows[4:])
+
+    def drift(replay: float) -> float:
+        settings = Polish(steps=25, lr=5e-3, replay=replay)
+        done = polish(model, zero(model), edit, kept, settings, seed=0)
+        part = _Part(model, kept[0], 0, kept=True)
+        with updates_in(model, done), torch.no_grad():
+            return float(part.losses().mean())
+
+    assert drift(3.0) < 0.9 * drift(0.0)
+
+
+def test_wrong_prompts_are_drawn_first(model: LanguageModel) -> None:
+    parts = [_Part(model, b, 0, kept=False) for b in split(model, prompts(3), rows=3)]
+    parts += [_Part(model, b, 0, kept=True) for b in split(model, prompts(3), rows=3)]
+    pool = _Pool(parts, Polish(rows=4))
+    assert pool.wrong() == {"edit": 6, "replay": 6}
+    for i, part in enumerate(parts):
+        pool.seen(i, torch.arange(len(part.batch)), torch.zeros(len(part.batch)))
+    assert pool.seems_done()
+    pool.seen(0, torch.tensor([1]), torch.tensor([9.0]))
+    pool.seen(len(parts) - 1, torch.tensor([2]), torch.tensor([9.0]))
+    for seed in range(5):
+        drawn = pool.draw(torch.Generator().manual_seed(seed))
+        assert 1 in drawn[0].tolist()
+        assert 2 in drawn[len(parts) - 1].tolist()
+        kept = sum(len(rows) for i, rows in drawn.items() if parts[i].kept)
+        assert kept == 2
+        assert sum(map(len, drawn.values())) == 4
