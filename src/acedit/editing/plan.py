@@ -16,8 +16,9 @@ from acedit.knowledge.compose import Composer, Prompt
 from acedit.knowledge.facts import Edit, Fact
 from acedit.lm.model import LanguageModel
 
-REACH = TargetSettings(steps=20)
-SAMPLED = 8  # edits whose reach is measured
+REACH = TargetSettings(steps=15)
+SAMPLED = 4  # edits whose reach is measured,
+WORDINGS = 3  # on so many of their single-hop prompts
 
 
 def reach_of(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> list[float]:
@@ -27,7 +28,11 @@ def reach_of(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]
     """
     sampled = range(0, len(edits), -(-len(edits) // SAMPLED))
     place = {edit: i for i, edit in enumerate(sampled)}
-    single = [replace(p, edit=place[p.edit]) for p in prompts if p.kind == "single" and p.edit in place]
+    single = [
+        replace(p, edit=i)
+        for edit, i in place.items()
+        for p in [p for p in prompts if p.kind == "single" and p.edit == edit][:WORDINGS]
+    ]
     batches = split(lm, single)
     return [
         float(search(lm, batches, layer, token="subject", n_edits=len(place), settings=REACH).loss.mean())

@@ -76,7 +76,8 @@ def load(
 
     model: `"bundled"` (the small model in the package), a folder of Hugging Face files, a hub name,
     or a loaded model, which then needs its `tokenizer`. dtype: as transformers takes it; None keeps
-    the checkpoint's own. device_map: passed to accelerate.
+    the checkpoint's own, but takes the bundled model in float32, which CPUs run several times as fast
+    as bf16. device_map: passed to accelerate.
 
     Raises `UserError` for a missing or broken folder, an unknown family, or a model without
     tokenizer.
@@ -88,6 +89,8 @@ def load(
             raise UserError("dtype and device_map are for loading: this model is already loaded")
         return LanguageModel(model, tokenizer)
     source = _source(model)
+    if model == "bundled" and dtype is None:
+        dtype = torch.float32
     try:
         config = AutoConfig.from_pretrained(source)
         family_of(config)
