@@ -87,8 +87,9 @@ def inverse_roots(
     missing = [layer for layer, root in found.items() if root is None]
     if missing:
         for layer, c in covariances(lm, texts, missing, cache_dir=cache_dir).items():
-            found[layer] = whitening(c, ridge).cpu()
-            _keep(folder, key, layer, found[layer])
+            root = whitening(c, ridge).cpu()
+            _keep(folder, key, layer, root)
+            found[layer] = root
     return {layer: root.to(lm.device) for layer, root in found.items() if root is not None}
 
 
@@ -167,10 +168,8 @@ def _kept(folder: Path, key: str, layer: int) -> Tensor | None:
         return None
 
 
-def _keep(folder: Path, key: str, layer: int, c: Tensor | None) -> None:
+def _keep(folder: Path, key: str, layer: int, c: Tensor) -> None:
     """Best effort: a cache that cannot be written costs time, not the edit."""
-    if c is None:
-        return
     path = _file(folder, key, layer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -155,7 +155,7 @@ def _write(
         single = _prefixed(lm, single, chosen.prefixes, seed)
     writings = []
     for stage in chosen.stages:
-        rows = _few([p for p in single if p.kind in stage.kinds], stage.rows)
+        rows = [p for p in single if p.kind in stage.kinds]
         layers = _layers(stage, plan)
         if not rows or not layers:
             continue
@@ -202,16 +202,6 @@ def _write(
             whiten=whiten,
         )
     return updates
-
-
-def _few(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
-    """At most `most` prompts of each kind for each edit, spread over those there are; 0 for all."""
-    groups: dict[tuple[int, str], list[Prompt]] = {}
-    for prompt in prompts:
-        groups.setdefault((prompt.edit, prompt.kind), []).append(prompt)
-    if most == 0:
-        return list(prompts)
-    return [p for group in groups.values() for p in group[:: -(-len(group) // most)]]
 
 
 def _prefixed(lm: LanguageModel, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:

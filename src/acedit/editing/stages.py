@@ -37,8 +37,7 @@ Spread = Literal["even", "root"]
 class Stage:
     """One write: `kinds` of prompts, at `token`, in the plan's `where` layers.
 
-    spread: of the residual over the remaining layers, "even" (MEMIT) or "root" (PMET, ACE). rows: at most
-    so many prompts of each kind an edit, 0 for all.
+    spread: of the residual over the remaining layers, "even" (MEMIT) or "root" (PMET, ACE).
     """
 
     name: str
@@ -46,7 +45,6 @@ class Stage:
     token: Token
     where: Where
     spread: Spread = "root"
-    rows: int = 0
     target: TargetSettings = field(default_factory=TargetSettings)
 
 
