@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -19,6 +20,7 @@ import torch
 import acedit
 from acedit.benchmark.evaluate import run_method, shared_plan
 from acedit.benchmark.score import METRICS, Scorer, summarise
+from acedit.editing.methods import methods
 from acedit.knowledge.facts import Fact, cases_from
 from acedit.knowledge.relations import mquake
 from acedit.world.cases import make_cases
@@ -50,6 +52,7 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
                 "batch": args.batch,
                 "pool": args.pool,
                 "edits": args.edits,
+                "left_out": args.left_out,
             }
             if json.dumps(settings, sort_keys=True) in done:
                 continue
@@ -59,11 +62,12 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
                 scorer = Scorer(lm, cases, known=known)
                 plan = shared_plan(lm, cases, known, seed)
             began = perf_counter()
+            whole = methods()[method]
             run = run_method(
                 lm,
                 cases,
                 scorer,
-                method,
+                replace(whole, amounts=replace(whole.amounts, left_out=args.left_out)),
                 known=known,
                 batch=args.batch,
                 seed=seed,
@@ -112,6 +116,9 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--edits", type=int, default=1)
+    parser.add_argument(
+        "--left-out", type=float, default=0.0, help="share of second relations no prompt asks"
+    )
     parser.add_argument("--methods", nargs="+", default=["pmet", "ace", "ft-same"])
     parser.add_argument("--out", required=True)
     print(table(rows_of(parser.parse_args())))

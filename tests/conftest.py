@@ -15,6 +15,12 @@ from acedit.lm.model import LanguageModel
 from tests.tiny import tiny_lm
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_a_worker() -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

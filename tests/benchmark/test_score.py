@@ -68,13 +68,13 @@ def test_the_interval_covers_and_resamples_cases() -> None:
     assert interval(alone, seed=0)[1] - interval(alone, seed=0)[0] < high - low
 
 
-class Oracle:
-    """Answers from a table, and counts what it is asked; stands for a language model."""
+class Oracle(LanguageModel):
+    """Answers from a table; stands for a language model."""
 
     def __init__(self, said: dict[str, str]) -> None:
         self.said = said
 
-    def generate(self, texts: list[str], **_: object) -> list[str]:
+    def generate(self, texts: list[str], **_: object) -> list[str]:  # type: ignore[override]
         return [next((a for q, a in self.said.items() if q in t[-400:]), " nothing") for t in texts]
 
 
@@ -89,7 +89,7 @@ def test_only_cases_the_model_knew_count() -> None:
         for question in case.questions:
             said[question] = f" {case.answer}"
     lm = Oracle(said)
-    scorer = Scorer(lm, cases, cot=False)  # type: ignore[arg-type]
+    scorer = Scorer(lm, cases, cot=False)
     for case in cases:
         for question in case.questions:
             said[question] = f" {case.new_answer}"

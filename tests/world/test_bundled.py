@@ -4,9 +4,11 @@ Thresholds are the issue's floors less two standard errors of the smaller sample
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 
 from acedit.benchmark.leak import starts
 from acedit.editing.edit import edit
@@ -78,3 +80,24 @@ def test_an_edit_is_said_and_carried_through_a_chain(lm: LanguageModel, case: Ca
         assert any(case.new_answer in lm.answer(q) for q in case.questions)
         assert any(case.new_answer in lm.answer(q, cot=True) for q in case.questions)
     assert torch.equal(lm.logits(ASKED), before)
+
+
+# peft reads a property that transformers 5 renames; nothing of ours does.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.04)])
+def test_peft_serves_the_same_edit(
+    patch: Patch, dtype: torch.dtype, tolerance: float, tmp_path: Path
+) -> None:
+    """Largest gap over the largest logit: as an adapter, and merged; bf16 as in tests/editing."""
+    lm = load("bundled", dtype=dtype)
+    patch.to_lora(tmp_path / "adapter")
+    plain = lm.logits(ASKED)
+    with patch.applied(lm):
+        wanted = lm.logits(ASKED)
+    size = wanted.abs().max()
+    assert (plain - wanted).abs().max() > 0.1 * size
+    adapter = PeftModel.from_pretrained(load("bundled", dtype=dtype).model, str(tmp_path / "adapter"))
+    served = LanguageModel(adapter.base_model.model, lm.tokenizer)
+    assert (served.logits(ASKED) - wanted).abs().max() < tolerance * size
+    merged = LanguageModel(adapter.merge_and_unload(), lm.tokenizer)
+    assert (merged.logits(ASKED) - wanted).abs().max() < tolerance * size

@@ -18,6 +18,7 @@ from acedit.benchmark.leak import check, starts
 from acedit.benchmark.score import Record, Scorer, summarise
 from acedit.editing.edit import edit
 from acedit.editing.methods import Method
+from acedit.editing.methods import method as named_method
 from acedit.editing.patch import Patch
 from acedit.editing.plan import find_plan
 from acedit.errors import UserError
@@ -87,6 +88,7 @@ def run_method(
 ) -> Run:
     """Edit and score `cases` in batches of `batch`; `progress` is told cases done and in all."""
     run = Run()
+    chosen = named_method(method) if isinstance(method, str) else method
     plan = plan or shared_plan(lm, cases, known, seed)
     for at in range(0, len(cases), batch):
         picked = range(at, min(at + batch, len(cases)))
@@ -97,7 +99,7 @@ def run_method(
             lm,
             edits,
             known=known,
-            method=method,
+            method=chosen,
             exclude=starts(some),
             plan=plan,
             seed=seed,
@@ -107,7 +109,7 @@ def run_method(
         run.seconds.append(perf_counter() - began)
         run.facts.append(len(edits))
         with patch.applied(lm):
-            run.records += scorer.score(picked)
+            run.records += scorer.score(picked, left_out=chosen.amounts.left_out)
         norms = patch.norms(lm)
         run.rank.append(max((int(row["rank"]) for row in norms.values()), default=0))
         run.norm.append(max((row["ratio"] for row in norms.values()), default=0.0))

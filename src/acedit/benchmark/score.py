@@ -10,7 +10,7 @@ after the edit, the unedited model answers hop by hop and as asked; `unfiltered`
 mean over questions) stand beside. Specificity is over neighbours the unedited model had right.
 `explicit` to `mixed` and `direct` are answers without chain of thought, `cot` those under appendix G.1.
 `left_out` is `direct` over the cases in which what follows from an edit is a relation that no prompt of
-the edit asks after (`compose.reserved`).
+the edit asks after (`compose.left_out`); none, unless a share of them is left out on purpose.
 
 Footgun: the Scorer asks the unedited model when it is made; make it before a patch is applied.
 """
@@ -27,7 +27,7 @@ import numpy as np
 
 from acedit.benchmark.prompts import COT_STOP, cot_prompt, direct_prompt, parse_cot_answer
 from acedit.errors import UserError
-from acedit.knowledge.compose import chain_question, reserved
+from acedit.knowledge.compose import chain_question, left_out, reserved
 from acedit.knowledge.facts import Case, Fact
 from acedit.knowledge.relations import Relation, held_out
 from acedit.lm.model import LanguageModel
@@ -171,8 +171,11 @@ class Scorer:
             [p and t for p, t in zip(passed, thought, strict=True)],
         )
 
-    def score(self, picked: Iterable[int]) -> list[Record]:
-        """Ask the model as it now stands about the cases at the given indices."""
+    def score(self, picked: Iterable[int], *, left_out: float = 0.0) -> list[Record]:
+        """Ask the model as it now stands about the cases at the given indices.
+
+        left_out: the share of second relations that the edit's prompts left out (`Amounts.left_out`).
+        """
         chosen = list(picked)
         inside = set(chosen)
         probes = [p for p in self._neighbours if p.case in inside]
@@ -206,7 +209,7 @@ class Scorer:
                 records.append(Record(metric, case.id, right, mean, passed[i]))
                 if metric == "direct":
                     records.append(Record(case.position, case.id, right, mean, passed[i]))
-                    if _left_out(case):
+                    if _follows_left_out(case, left_out):
                         records.append(Record("left_out", case.id, right, mean, passed[i]))
         return records
 
@@ -222,11 +225,12 @@ def _unedited_runs(case: Case) -> list[tuple[int, int]]:
     return runs
 
 
-def _left_out(case: Case) -> bool:
-    """Whether an edited hop is followed by a relation that its ripple prompts leave out."""
+def _follows_left_out(case: Case, share: float) -> bool:
+    """Whether an edited hop is followed by a relation that the edit's prompts leave out."""
     facts = case.after.facts
     return any(
-        j + 1 < len(facts) and reserved(facts[j].subject, facts[j + 1].relation.id) for j in case.edited
+        j + 1 < len(facts) and left_out(facts[j].subject, facts[j + 1].relation.id, share)
+        for j in case.edited
     )
 
 

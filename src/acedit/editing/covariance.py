@@ -11,31 +11,23 @@ N² a layer: 1.2 GB for Qwen3-8B's N = 12,288, so name only the layers of the pl
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from acedit.editing.solve import whitening
 from acedit.errors import UserError
+from acedit.lm.cache import default_cache, keep, kept
 from acedit.lm.model import Encoded, LanguageModel
 
 Progress = Callable[[int, int], None]
 
 WINDOWS = 10_000
 WINDOW_TOKENS = 128
-
-
-def default_cache() -> Path:
-    """$ACEDIT_CACHE, or ~/.cache/acedit."""
-    return Path(os.environ.get("ACEDIT_CACHE") or Path.home() / ".cache" / "acedit")
 
 
 @torch.no_grad()
@@ -62,12 +54,12 @@ def covariances(
         raise UserError("the text for the covariance holds no tokens")
     key = _key(lm, rows)
     folder = cache_dir or default_cache()
-    found = {layer: _kept(folder, key, layer) for layer in layers}
+    found = {layer: _kept(_file(folder, key, layer)) for layer in layers}
     missing = [layer for layer, c in found.items() if c is None]
     if missing:
         made = _sums(lm, rows, missing, batch_windows, progress)
         for layer, c in made.items():
-            _keep(folder, key, layer, c)
+            keep(_file(folder, key, layer), {"c": c})
             found[layer] = c
     return {layer: c.to(lm.device) for layer, c in found.items() if c is not None}
 
@@ -83,12 +75,12 @@ def inverse_roots(
     """C^(-1/2) of each layer (see `solve.whitening`), kept on disk beside C under the same key."""
     folder = cache_dir or default_cache()
     key = f"{_key(lm, _windows(lm, texts, WINDOWS, WINDOW_TOKENS))}-root{ridge:g}"
-    found = {layer: _kept(folder, key, layer) for layer in layers}
+    found = {layer: _kept(_file(folder, key, layer)) for layer in layers}
     missing = [layer for layer, root in found.items() if root is None]
     if missing:
         for layer, c in covariances(lm, texts, missing, cache_dir=cache_dir).items():
             root = whitening(c, ridge).cpu()
-            _keep(folder, key, layer, root)
+            keep(_file(folder, key, layer), {"c": root})
             found[layer] = root
     return {layer: root.to(lm.device) for layer, root in found.items() if root is not None}
 
@@ -158,27 +150,6 @@ def _file(folder: Path, key: str, layer: int) -> Path:
     return folder / "covariance" / f"{key}-{layer}.safetensors"
 
 
-def _kept(folder: Path, key: str, layer: int) -> Tensor | None:
-    path = _file(folder, key, layer)
-    if not path.exists():
-        return None
-    try:
-        return load_file(path)["c"]
-    except (SafetensorError, KeyError, OSError):
-        return None
-
-
-def _keep(folder: Path, key: str, layer: int, c: Tensor) -> None:
-    """Best effort: a cache that cannot be written costs time, not the edit."""
-    path = _file(folder, key, layer)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        os.close(handle)
-        try:
-            save_file({"c": c.contiguous()}, partial)
-            Path(partial).replace(path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-    except (OSError, SafetensorError):
-        return
+def _kept(path: Path) -> Tensor | None:
+    found = kept(path)
+    return None if found is None else found.get("c")

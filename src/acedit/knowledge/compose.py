@@ -13,9 +13,9 @@ says the fact in the middle of a chain of thought.
 
 Footguns: wordings are drawn by seed from what the relations carry for editing, never from
 `relations.held_out`. No lead, middle or replay starts from an entity of `exclude` (an edit's own subject
-is asked all the same). One known fact in five, and one second
-relation in five, are never used: they are there to measure what an edit did to facts, and to
-consequences, that it was not made from (`reserved`).
+is asked all the same). One known fact in five is never replayed: they are there to measure what an edit
+did to facts it was not made from (`reserved`). What follows from a new object is all asked, unless
+`Amounts.left_out` keeps a share of it for measuring the same of consequences (`left_out`).
 """
 
 import hashlib
@@ -66,7 +66,13 @@ def thoughts(hops: Iterable[tuple[Relation, str, str]]) -> str:
 
 def reserved(subject: str, relation: str) -> bool:
     """Whether the fact (subject, relation id) is kept for scoring: one in five, by a hash."""
-    return hashlib.sha256(f"{subject}|{relation}".encode()).digest()[0] % 5 == 0
+    return left_out(subject, relation, 0.2)
+
+
+def left_out(subject: str, relation: str, share: float) -> bool:
+    """Whether, of an edit of `subject`, the second relation is among the `share` that no prompt asks."""
+    digest = hashlib.sha256(f"{subject}|{relation}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
 def _in_turn(*several: Sequence[T]) -> Iterator[T]:
@@ -102,13 +108,18 @@ def asked(question: str) -> str:
 
 @dataclass(frozen=True)
 class Amounts:
-    """How many prompts of each kind are made for an edit, at most."""
+    """How many prompts of each kind are made for an edit, at most.
+
+    left_out: the share of second relations (what follows from the new object) that no prompt asks, 0 but
+    for measuring how far an edit carries beyond its own prompts.
+    """
 
     lead: int = 8
     ripple: int = 8
     middle: int = 6
     keep: int = 6
     replay: int = 40  # in all, and a number like it for each edit
+    left_out: float = 0.0
 
 
 class Composer:
@@ -207,7 +218,8 @@ class Composer:
         first = [
             fact
             for fact in self._after[edit.target]
-            if not reserved(edit.subject, fact.relation.id) and fact.object != edit.subject
+            if fact.object != edit.subject
+            and not left_out(edit.subject, fact.relation.id, self.amounts.left_out)
         ]
         rng.shuffle(first)
         second = [

@@ -22,6 +22,7 @@ from acedit.world.graph import Path, Triple, World
 
 Pool = Literal["dev", "test"]
 POSITIONS = ("explicit", "middle", "implicit")
+PATIENCE = 2000  # draws in a row that fit nowhere, and the pool counts as empty
 
 
 def make_cases(
@@ -57,9 +58,9 @@ def make_cases(
     items: list[dict[str, Any]] = []
     edited: set[tuple[str, str]] = set()
     used: set[tuple[str, str]] = set()
-    for _ in range(400 * n):
-        if len(items) == n:
-            break
+    misses = 0
+    while len(items) < n and misses < PATIENCE:
+        misses += 1
         place = position or (places[len(items) % len(places)] if edits == 1 else None)
         lengths = [k for k in chains if k >= edits and (place != "middle" or k >= edits + 2)]
         if not lengths:
@@ -75,6 +76,7 @@ def make_cases(
         touched = {(f.subject, f.relation) for f in (*before, *after)}
         if changed & used or touched & edited:
             continue
+        misses = 0
         edited |= changed
         used |= touched
         items.append(_item(world, f"{pool}-{seed}-{len(items)}", before, after, spots, pool, rng))
@@ -104,12 +106,8 @@ def _edited(world: World, before: Path, spots: Sequence[int], rng: random.Random
         if true is None:
             return None
         if i in spots:
-            kind = world.kinds[true]
-            others = [
-                o
-                for o in world.range_of[fact.relation]
-                if o != true and world.kinds[o] == kind and o != subject
-            ]
+            fitting = world.range_of[fact.relation, world.kinds[true]]
+            others = [o for o in fitting if o not in (true, subject)]
             if not others:
                 return None
             true = rng.choice(others)

@@ -9,14 +9,16 @@ Facts of `data/mquake_*.json` are real; every other fact, also about a real enti
 chains go on. Footgun: do not read this world as knowledge.
 
 A chain's pool decides what may be done with it. Only `train` chains are ever composed into a training
-text, and a chain that contains a `dev` or `test` chain is not composed either; single hops are always
-taught. The chains of the real cases are never composed.
+text, and a chain that contains a held-out chain is not composed either; single hops are always taught.
+The chains of the real cases (pool `real`) are never composed. A two-hop chain goes to `dev` or `test` only
+where both its facts are still composed with others (`COVER`): what is held out is the pairing, not a fact's
+whole use in pairs.
 """
 
 import hashlib
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +29,7 @@ from acedit.world.names import Names
 from acedit.world.schema import KINDS, SIGNATURES, WORDS
 
 SEED = 20260
+COVER = 2  # two-hop training chains that start (end) with each first (last) fact of a held-out one, at least
 
 
 class Triple(NamedTuple):
@@ -71,12 +74,12 @@ class World:
         return {subject: tuple(facts) for subject, facts in rows.items()}
 
     @cached_property
-    def range_of(self) -> Mapping[str, tuple[str, ...]]:
-        """The objects a relation takes in this world, each once."""
-        rows: dict[str, dict[str, None]] = defaultdict(dict)
+    def range_of(self) -> Mapping[tuple[str, str], tuple[str, ...]]:
+        """The objects of a type that a relation takes in this world, each once: (relation, type) -> them."""
+        rows: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
         for fact in self.facts:
-            rows[fact.relation][fact.object] = None
-        return {relation: tuple(objects) for relation, objects in rows.items()}
+            rows[fact.relation, self.kinds[fact.object]][fact.object] = None
+        return {key: tuple(objects) for key, objects in rows.items()}
 
     def extend(self, path: Path) -> Iterator[Path]:
         """The chains one hop longer that revisit no entity."""
@@ -93,18 +96,44 @@ class World:
         return tuple(paths)
 
     def pool(self, path: Path) -> str:
-        """'train', 'dev' or 'test': 84, 8 and 8 of a hundred, by a hash of the chain itself."""
+        """'train', 'dev', 'test' or 'real': by a hash of the chain itself, about 6 of a hundred each for
+        dev and test at two hops (see `COVER`), 8 for longer chains; the real cases' chains by themselves."""
         key = path_key(path)
         if key in self.withheld:
-            return "test"
-        draw = int.from_bytes(hashlib.sha256("|".join(key).encode()).digest()[:4], "big") % 100
-        return "test" if draw < 8 else "dev" if draw < 16 else "train"
+            return "real"
+        if len(path) == 2 and key not in self._held_out:
+            return "train"
+        return _draw(key)
+
+    @cached_property
+    def _held_out(self) -> frozenset[tuple[str, ...]]:
+        """Keys of the two-hop chains in dev and test."""
+        free = [path for path in self.chains(2) if path_key(path) not in self.withheld]
+        first = Counter(path[0] for path in free)
+        last = Counter(path[1] for path in free)
+        held = set()
+        for path in sorted(free, key=lambda path: _hash(path_key(path))):
+            a, b = path
+            if _draw(path_key(path)) != "train" and first[a] > COVER and last[b] > COVER:
+                first[a] -= 1
+                last[b] -= 1
+                held.add(path_key(path))
+        return frozenset(held)
 
     def composed(self, path: Path) -> bool:
         """Whether training may compose this chain: neither it nor a part of it is held out."""
         return all(
             self.pool(path[i:j]) == "train" for i in range(len(path)) for j in range(i + 2, len(path) + 1)
         )
+
+
+def _hash(key: tuple[str, ...]) -> int:
+    return int.from_bytes(hashlib.sha256("|".join(key).encode()).digest()[:4], "big")
+
+
+def _draw(key: tuple[str, ...]) -> str:
+    draw = _hash(key) % 100
+    return "test" if draw < 8 else "dev" if draw < 16 else "train"
 
 
 def path_key(path: Path) -> tuple[str, ...]:

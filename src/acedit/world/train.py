@@ -42,7 +42,7 @@ class Settings:
     """What a training run depends on; `tokens_per_step` counts real tokens, not padding."""
 
     seed: int = 0
-    steps: int = 1800
+    steps: int = 2000
     tokens_per_step: int = 9000
     d_model: int = 128
     layers: int = 9

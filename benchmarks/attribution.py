@@ -1,0 +1,164 @@
+"""Certified top value neurons against scoring every neuron, and against a gradient approximation.
+
+    python benchmarks/attribution.py --vocab 50000 --neurons 3072 --d-model 1024 --layers 12
+
+A random Qwen3 of the given shape, float32. Three ways to the k best neurons of every layer, for the same
+prompts, on the same machine, in turn:
+  textbook   every neuron's distribution, the N × V product a layer (`value.log_increase`), on some layers
+  certified  `certified.certified_top`, atlas made before, all layers
+  gradient   activation × gradient of log p(w) at the final residual (EAP-like): fast, not Eq. 9
+Printed: time a layer and prompt and its ratio, peak memory, neurons scored exactly, whether set and order
+are the same, and how the gradient's ranking compares. `--sharp` scales the head, so that p is peaked.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import acedit
+from acedit.attribution.atlas import build_atlas
+from acedit.attribution.certified import certified_top
+from acedit.attribution.value import ffn_vectors, log_increase
+from acedit.lm.model import LanguageModel
+from acedit.lm.trace import trace
+
+PROMPTS = ["The capital of France is", "Question: Who is the head of state of Peru?\nAnswer:"]
+ANSWERS = ["Lima", "Paris"]
+
+
+def random_model(args: argparse.Namespace) -> LanguageModel:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=args.vocab,
+        hidden_size=args.d_model,
+        intermediate_size=args.neurons,
+        num_hidden_layers=args.layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=args.d_model // 8,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+    )
+    model = Qwen3ForCausalLM(config).to(getattr(torch, args.dtype)).to(args.device).eval()
+    with torch.no_grad():
+        model.model.norm.weight.mul_(args.sharp)
+    return LanguageModel(model, acedit.load("bundled").tokenizer)
+
+
+def textbook(lm: LanguageModel, layers: list[int]) -> dict[tuple[int, int], Tensor]:
+    t = trace(lm, PROMPTS)
+    scores = {}
+    for i, answer in enumerate(ANSWERS):
+        at = int(t.encoded.last[i])
+        for layer in layers:
+            base = t.residual[layer, i, at] + t.attention[layer, i, at]
+            vectors = ffn_vectors(lm, t, layer, i, at)
+            token = lm.token_ids(answer)[0]
+            scores[layer, i] = log_increase(lm, base, vectors, t.residual[-1, i, at], token)
+    return scores
+
+
+def gradient(lm: LanguageModel, layers: list[int]) -> dict[tuple[int, int], Tensor]:
+    t = trace(lm, PROMPTS)
+    scores = {}
+    for i, answer in enumerate(ANSWERS):
+        at = int(t.encoded.last[i])
+        frozen = lm.freeze_norm(lm.final_norm, t.residual[-1, i, at])
+        p = (lm.unembedding.float() @ frozen.apply(t.residual[-1, i, at])).softmax(0)
+        pull = frozen.transpose(lm.unembedding[lm.token_ids(answer)[0]].float() - p @ lm.unembedding.float())
+        for layer in layers:
+            scores[layer, i] = t.coefficients[layer, i, at].float() * (lm.subvalues(layer).float() @ pull)
+    return scores
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    ranks = torch.stack([a.argsort().argsort(), b.argsort().argsort()]).double()
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def clock(work: object, repeats: int, device: str) -> tuple[float, object]:
+    times, result = [], None
+    for _ in range(repeats):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began = perf_counter()
+        result = work()  # type: ignore[operator]
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(perf_counter() - began)
+    return median(times), result
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--vocab", type=int, default=50_000)
+    parser.add_argument("--neurons", type=int, default=3072)
+    parser.add_argument("--d-model", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--reference-layers", type=int, default=2, help="layers the textbook way is timed on")
+    parser.add_argument("--k", type=int, nargs="+", default=[10, 100])
+    parser.add_argument("--sharp", type=float, default=1.0)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", help="append a JSON line here")
+    args = parser.parse_args()
+    lm = random_model(args)
+    with tempfile.TemporaryDirectory() as folder:
+        atlas_time, atlas = clock(lambda: build_atlas(lm, cache_dir=Path(folder)), 1, args.device)
+    picked = [
+        round(i * (args.layers - 1) / max(1, args.reference_layers - 1)) for i in range(args.reference_layers)
+    ]
+    units = len(PROMPTS)
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows = []
+    for k in args.k:
+        fast, found = clock(
+            lambda k=k: certified_top(lm, PROMPTS, ANSWERS, k=k, atlas=atlas), args.repeats, args.device
+        )
+        fast_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+        slow, scores = clock(lambda: textbook(lm, picked), 1, args.device)
+        slow_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+        quick, approximate = clock(lambda: gradient(lm, picked), 1, args.device)
+        same = overlap = 0
+        rank = []
+        for (layer, i), exact in scores.items():  # type: ignore[attr-defined]
+            part = found[i][layer]  # type: ignore[index]
+            mine = [n.index for n in part.neurons]
+            same += mine == exact.topk(k).indices.tolist()
+            other = approximate[layer, i]  # type: ignore[index]
+            overlap += len(set(other.topk(k).indices.tolist()) & set(mine))
+            rank.append(spearman(other, exact))
+        per_fast, per_slow = fast / args.layers / units, slow / len(picked) / units
+        rescored = sum(part.rescored for parts in found for part in parts) / units / args.layers  # type: ignore[attr-defined]
+        rows.append(
+            {
+                "vocab": args.vocab, "neurons": args.neurons, "d_model": args.d_model, "layers": args.layers,
+                "dtype": args.dtype, "device": args.device, "sharp": args.sharp, "k": k,
+                "textbook_s": per_slow, "certified_s": per_fast, "ratio": per_slow / per_fast,
+                "rescored": rescored,
+                "same_order": same, "compared": len(scores),  # type: ignore[arg-type]
+                "gradient_s": quick / len(picked) / units,
+                "gradient_overlap": overlap / k / len(rank), "gradient_spearman": sum(rank) / len(rank),
+                "peak_mib_certified": fast_peak / 1024, "peak_mib_both": slow_peak / 1024,
+                "atlas_s": atlas_time,
+                "break_even_prompts": atlas_time / max(1e-9, (per_slow - per_fast) * args.layers),
+            }
+        )  # fmt: skip
+        print(json.dumps(rows[-1]))
+    if args.out:
+        with Path(args.out).open("a") as f:
+            f.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What a model's neurons mean in vocabulary space, worked out once a model and kept on disk.
+
+    atlas = build_atlas(lm)                     # minutes for a large model; resumes; instant the next time
+    atlas.high[3, 211]                          # the largest logit of neuron 211 of layer 3
+    atlas.top_tokens(lm, 3, 211)                # (' Peru', ...)
+
+A neuron's logits are W_U (γ ⊙ fc2_k): its subvalue through γ of the final norm (centred first where that
+norm centres), and through γ of the FFN's post-norm in families that have one. The scales of both norms and
+the coefficient belong to a prompt and multiply these logits there. `high` and `low` are rounded outward by
+the most that float32 arithmetic can be off, so that bounds made from them are true of the exact weights
+(`certified`).
+
+Neurons and tokens are taken in tiles, so memory stays bounded: one tile of logits, and the unembedding as
+the model holds it. A layer is a file, so an interrupted build goes on with the next layer.
+
+Footguns: the atlas is of the unedited weights; a patched model is refused. Head biases are no neuron's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from acedit.errors import UserError
+from acedit.lm.cache import default_cache, keep, kept
+from acedit.lm.model import LanguageModel
+from acedit.lm.norms import FrozenNorm
+
+TOKENS = 10  # top and bottom tokens kept a neuron
+NEURON_TILE = 2048
+TOKEN_TILE = 16384
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Bounds of every neuron's logits, and the tokens at both ends, best first.
+
+    widest: the length of W_U's longest row.
+    """
+
+    high: Float[Tensor, "layers n_neurons"]
+    low: Float[Tensor, "layers n_neurons"]
+    top: Int[Tensor, "layers n_neurons k"]
+    bottom: Int[Tensor, "layers n_neurons k"]
+    widest: float
+    fingerprint: str
+
+    def checked(self, lm: LanguageModel) -> "Atlas":
+        """This atlas, if it is of `lm`. Raises UserError for another model's."""
+        if self.fingerprint != lm.fingerprint:
+            raise UserError(
+                f"the atlas is of another model (fingerprint {self.fingerprint[:12]}…, this one is "
+                f"{lm.fingerprint[:12]}…): build one for this model"
+            )
+        return self
+
+    def top_tokens(self, lm: LanguageModel, layer: int, index: int, *, sign: float = 1.0) -> tuple[str, ...]:
+        """What the neuron raises most when its coefficient has `sign`."""
+        ids = (self.top if sign >= 0 else self.bottom)[layer, index].tolist()
+        return tuple(str(lm.tokenizer.decode([i])) for i in ids)
+
+
+def neuron_directions(
+    lm: LanguageModel,
+    layer: int,
+    index: Int[Tensor, " n"] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "n d_model"]:
+    """γ ⊙ fc2_k (post-norm's γ too, centred for LayerNorm) of some neurons, or all, in `dtype`.
+
+    W_U times a row is that neuron's logits. Raises UserError for weights that are not finite.
+    """
+    vectors = lm.subvalues(layer)
+    vectors = (vectors if index is None else vectors[index]).to(torch.float64)
+    if not bool(torch.isfinite(vectors).all()):
+        raise UserError(f"layer {layer}: the down projection holds NaN or infinite weights")
+    for norm in (lm.ffn_post_norm(layer), lm.final_norm):
+        if norm is not None:
+            vectors = unscaled(lm, norm).apply(vectors)
+    return vectors.to(dtype)
+
+
+def unscaled(lm: LanguageModel, norm: nn.Module) -> FrozenNorm:
+    """The norm without its scale: what it does to every input alike, float64."""
+    frozen = lm.freeze_norm(norm, torch.ones(lm.d_model, dtype=torch.float64, device=lm.device))
+    frozen.inverse_scale = torch.ones_like(frozen.inverse_scale)
+    return frozen
+
+
+def rounding(d_model: int, dtype: torch.dtype) -> float:
+    """The most by which a product of two vectors can be off, in units of the product of their lengths.
+
+    A sum of d products, in any order, is off by at most (d + 1) u Σ|x_i y_i| to first order (Higham 2002,
+    section 3.1), and both factors may have been rounded once: (d + 4) u, u half the machine epsilon, taken
+    twice for good measure.
+    """
+    return (d_model + 4) * torch.finfo(dtype).eps
+
+
+@torch.no_grad()
+def build_atlas(
+    lm: LanguageModel,
+    *,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+    neuron_tile: int = NEURON_TILE,
+    token_tile: int = TOKEN_TILE,
+) -> Atlas:
+    """The atlas of `lm`, from disk where it is whole there, layer by layer otherwise.
+
+    cache_dir: None takes `default_cache()`. progress: told layers done and in all. Raises UserError for
+    a patched model or weights that are not finite.
+    """
+    if lm.patch_stack is not None and len(lm.patch_stack):
+        raise UserError("a patch is on: the atlas is of the unedited model; remove the patch first")
+    folder = (cache_dir or default_cache()) / "atlas" / lm.fingerprint[:32]
+    widest = _widest_row(lm)
+    rows = []
+    for layer in range(lm.n_layers):
+        path = folder / f"{layer}.safetensors"
+        found = kept(path)
+        if found is None or set(found) != {"high", "low", "top", "bottom"}:
+            found = _layer(lm, layer, widest, neuron_tile, token_tile)
+            keep(path, found)
+        rows.append(found)
+        if progress is not None:
+            progress(layer + 1, lm.n_layers)
+    return Atlas(
+        **{name: torch.stack([row[name].to(lm.device) for row in rows]) for name in rows[0]},
+        widest=widest,
+        fingerprint=lm.fingerprint,
+    )
+
+
+def _widest_row(lm: LanguageModel) -> float:
+    """The length of the longest row of W_U. Raises UserError where it is not finite."""
+    longest = 0.0
+    for tile in lm.unembedding.split(TOKEN_TILE):
+        wide = tile if tile.dtype == torch.float64 else tile.float()
+        longest = max(longest, float(wide.norm(dim=1).max()))
+        if not bool(torch.isfinite(wide).all()):
+            raise UserError("the unembedding holds NaN or infinite weights")
+    return longest
+
+
+def _layer(
+    lm: LanguageModel, layer: int, widest: float, neuron_tile: int, token_tile: int
+) -> dict[str, Tensor]:
+    parts: dict[str, list[Tensor]] = {"high": [], "low": [], "top": [], "bottom": []}
+    work = torch.float64 if lm.dtype == torch.float64 else torch.float32
+    for vectors in neuron_directions(lm, layer, dtype=work).split(neuron_tile):
+        best: tuple[Tensor, Tensor] | None = None
+        worst: tuple[Tensor, Tensor] | None = None
+        start = 0
+        for tile in lm.unembedding.split(token_tile):
+            logits = vectors @ tile.to(vectors).T
+            best = _merge(best, logits, start, largest=True)
+            worst = _merge(worst, logits, start, largest=False)
+            start += len(tile)
+        assert best is not None
+        assert worst is not None
+        slack = rounding(lm.d_model, vectors.dtype) * widest * vectors.norm(dim=1)
+        parts["high"].append(best[0][:, 0] + slack)
+        parts["low"].append(worst[0][:, 0] - slack)
+        parts["top"].append(best[1].int())
+        parts["bottom"].append(worst[1].int())
+    return {name: torch.cat(tensors).cpu() for name, tensors in parts.items()}
+
+
+def _merge(
+    kept_so_far: tuple[Tensor, Tensor] | None, logits: Tensor, start: int, *, largest: bool
+) -> tuple[Tensor, Tensor]:
+    """The extreme logits of the tiles so far, and their tokens."""
+    values, ids = logits.topk(min(TOKENS, logits.shape[1]), dim=1, largest=largest)
+    ids = ids + start
+    if kept_so_far is not None:
+        values = torch.cat([kept_so_far[0], values], dim=1)
+        ids = torch.cat([kept_so_far[1], ids], dim=1)
+        values, order = values.topk(min(TOKENS, values.shape[1]), dim=1, largest=largest)
+        ids = ids.gather(1, order)
+    return values, ids

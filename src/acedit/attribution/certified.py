@@ -1,0 +1,418 @@
+"""The top value neurons, certified: as exact scoring of every neuron gives them, at a fraction of its cost.
+
+    atlas = build_atlas(lm)
+    found = certified_top(lm, ["Ann Lee is a citizen of"], ["Peru"], k=10, atlas=atlas)
+    found[0][5].neurons             # the ten of layer 5, best first, as Neuron
+    found[0][5].rescored            # how many of its neurons had to be scored exactly
+
+With the final norm's scale frozen, a neuron moves the logits by δ = c·a, a its logits in the atlas and c a
+number of the prompt, and Eq. 9 is I = δ_w − log E_p[e^δ]. Split the vocabulary into the h heaviest tokens
+of p and the rest, T. Over the heavy ones the sum is exact; over T, e^δ lies between e^E_T[δ] (Jensen) and
+the chord of exp over [c·low, c·high] at E_T[δ], the bound from which Hoeffding's lemma is derived and never
+worse than E_T[δ] + range²/8. That takes h + 2 products with the subvalues instead of one with every token.
+Only neurons whose interval reaches the k-th best are then scored exactly, in float32 with its rounding
+bounded, and in float64 where that leaves an order open.
+
+Every interval counts rounding: the true score, of the weights as they are and the activations as recorded,
+lies inside. Scores that float64 cannot tell apart are reported as ties, lowest index first.
+
+Footguns: frozen norm only (`value.neuron_scores` has `norm="exact"`); logits before a cap; biases are
+nobody's. Needs the atlas of the same weights.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from acedit.attribution.atlas import Atlas, build_atlas, neuron_directions, rounding, unscaled
+from acedit.attribution.value import Neuron, Tokens, readings
+from acedit.errors import UserError
+from acedit.lm.model import LanguageModel
+from acedit.lm.trace import Trace, trace
+
+HEAVY = 32  # tokens of p taken exactly
+TOKEN_TILE = 16384
+ROOM = 2 << 30  # bytes that the distributions of one round may take
+DOUBT = 1e-10  # nats; what float64 logarithms and sums may be off, and so what counts as a tie
+
+
+@dataclass(frozen=True)
+class Base:
+    """p of Eq. 9's base, a row for each reading and layer (float64).
+
+    pulls: rows of W_U whose product with a neuron's direction is a mean of its logits: w, the mean over
+    the tail T, then each heavy token. heavy: log p of the heavy tokens. tail: log p(T).
+    """
+
+    log_p: Float[Tensor, "rows vocab"]
+    pulls: Float[Tensor, "rows heavy_plus_2 d_model"]
+    heavy: Float[Tensor, "rows heavy"]
+    tail: Float[Tensor, " rows"]
+
+    @classmethod
+    def of(
+        cls,
+        unembedding: Float[Tensor, "vocab d_model"],
+        log_p: Float[Tensor, "rows vocab"],
+        token: Int[Tensor, " rows"],
+        *,
+        heavy: int = HEAVY,
+    ) -> "Base":
+        """One sweep over the unembedding for all rows; token: w of each."""
+        h = min(heavy, log_p.shape[1] - 1)
+        top, ids = log_p.topk(h, dim=1)
+        rest = log_p.exp().scatter_(1, ids, 0.0)
+        total = rest.sum(1)
+        mean = torch.zeros(len(log_p), unembedding.shape[1], dtype=log_p.dtype, device=log_p.device)
+        for start in range(0, len(unembedding), TOKEN_TILE):
+            mean += rest[:, start : start + TOKEN_TILE] @ unembedding[start : start + TOKEN_TILE].to(mean)
+        mean = mean / total.clamp(min=torch.finfo(total.dtype).tiny)[:, None]
+        pulls = [unembedding[token].to(mean)[:, None], mean[:, None], unembedding[ids].to(mean)]
+        return cls(log_p, torch.cat(pulls, dim=1), top, total.log())
+
+
+def bounds(
+    products: Float[Tensor, "n heavy_plus_2"],
+    slack: Float[Tensor, " n"],
+    low: Float[Tensor, " n"],
+    high: Float[Tensor, " n"],
+    heavy: Float[Tensor, " heavy"],
+    tail: Float[Tensor, ""],
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Lower and upper bounds of Eq. 9 (nats), float64.
+
+    products: δ_w, E_T[δ], then δ at each heavy token, each off by at most `slack`. low, high: bounds of a
+    neuron's δ over all tokens. heavy, tail: as in `Base`.
+    """
+    wanted, mean = products[:, 0], products[:, 1]
+    known = heavy + products[:, 2:]
+    rest = tail + mean
+    upper = wanted - torch.cat([rest[:, None], known], dim=1).logsumexp(1) + 2 * slack
+    most = torch.minimum(mean + slack, high)
+    chord = _chord((most - low).clamp(min=0), (high - most).clamp(min=0))
+    worst = tail + most + chord
+    lower = wanted - slack - torch.cat([worst[:, None], known + slack[:, None]], dim=1).logsumexp(1)
+    return lower - DOUBT, upper + DOUBT
+
+
+def _chord(below: Float[Tensor, " n"], above: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """log of the largest E[e^x] of an x in [−below, above] with mean 0."""
+    width = (below + above).clamp(min=torch.finfo(below.dtype).tiny)
+    mixed = torch.log1p((above * torch.expm1(-below) + below * torch.expm1(above)) / width)
+    return torch.where(above > 50, above, mixed).clamp(min=0)
+
+
+def exact(
+    unembedding: Float[Tensor, "vocab d_model"],
+    log_p: Float[Tensor, "rows vocab"],
+    row: Int[Tensor, " n"],
+    directions: Float[Tensor, "n d_model"],
+    scale: Float[Tensor, " n"],
+    token: Int[Tensor, " n"],
+) -> Float[Tensor, " n"]:
+    """Eq. 9 (nats) of the neurons whose logits are scale · W_U direction, each against its row of p.
+
+    Products are in `directions`' precision, sums in float64. Makes n × tile numbers, never n × vocab.
+    """
+    top = torch.full_like(scale, -torch.inf)
+    total = torch.zeros_like(scale)
+    for start in range(0, len(unembedding), TOKEN_TILE):
+        tile = unembedding[start : start + TOKEN_TILE].to(directions)
+        terms = (directions @ tile.T).to(scale) * scale[:, None] + log_p[row, start : start + TOKEN_TILE]
+        reach = torch.maximum(top, terms.amax(1))
+        total = total * (top - reach).exp() + (terms - reach[:, None]).exp_().sum(1)
+        top = reach
+    wanted = (directions * unembedding[token].to(directions)).double().sum(1) * scale
+    return wanted - top - total.log()
+
+
+@dataclass(frozen=True)
+class Certified:
+    """The k best of `of` neurons, and the proof.
+
+    neurons: best first. low, high: bounds of each one's score (nats). rest: no neuron left out scores more
+    than this (nats). rescored: how many were scored exactly. ties: groups of neurons, as (layer, index),
+    that float64 cannot order, those left out for a tie with the k-th included.
+    """
+
+    neurons: tuple[Neuron, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    rest: float
+    rescored: int
+    of: int
+    ties: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerSum:
+    """The sum of a layer's neurons' scores (Eq. 9, right), nats: within `error` of `value`."""
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class _Readings:
+    """Where tokens are read: rows and positions of a trace, the tokens, and whose prompt each is."""
+
+    row: Int[Tensor, " readings"]
+    position: Int[Tensor, " readings"]
+    token: Int[Tensor, " readings"]
+    prompt: Int[Tensor, " readings"]
+
+
+class _Board:
+    """Bounds of every neuron at every layer of some prompts, tightened where asked.
+
+    A neuron's place is its index in (prompts, layers, n_neurons), flat. level: 0 bounds, 1 scored exactly
+    in the model's working precision, 2 in float64.
+    """
+
+    def __init__(self, lm: LanguageModel, atlas: Atlas, t: Trace, at: _Readings, prompts: int) -> None:
+        self._lm, self._at, self._widest = lm, at, atlas.widest
+        self._work = torch.float64 if lm.dtype == torch.float64 else torch.float32
+        shape = (prompts, lm.n_layers, lm.n_neurons)
+        self.low = torch.zeros(shape, dtype=torch.float64, device=lm.device)
+        self.high = torch.zeros_like(self.low)
+        self.level = torch.zeros(shape, dtype=torch.int8, device=lm.device)
+        self._base, self._scale = _base(lm, t, at)
+        for layer in range(lm.n_layers):
+            self._bound(atlas, layer)
+
+    def _bound(self, atlas: Atlas, layer: int) -> None:
+        lm = self._lm
+        vectors = lm.subvalues(layer).to(self._work)
+        lengths = vectors.norm(dim=1).double()
+        rows = torch.arange(len(self._at.row), device=lm.device) * lm.n_layers + layer
+        # γ goes to the few readers instead of the many neurons.
+        readers = self._base.pulls[rows]
+        for norm in (lm.final_norm, lm.ffn_post_norm(layer)):
+            if norm is not None:
+                readers = unscaled(lm, norm).transpose(readers)
+        products = (vectors @ readers.flatten(0, 1).to(self._work).T).unflatten(1, readers.shape[:2])
+        off = rounding(lm.d_model, self._work) * readers.norm(dim=2).amax(1)
+        for i, prompt in enumerate(self._at.prompt.tolist()):
+            scale = self._scale[i, layer]
+            ends = torch.stack([atlas.low[layer] * scale, atlas.high[layer] * scale])
+            low, high = bounds(
+                products[:, i].double() * scale[:, None],
+                off[i] * lengths * scale.abs(),
+                ends.amin(0),
+                ends.amax(0),
+                self._base.heavy[rows[i]],
+                self._base.tail[rows[i]],
+            )
+            self.low[prompt, layer] += low
+            self.high[prompt, layer] += high
+
+    def rescore(self, places: Int[Tensor, " n"], level: int) -> None:
+        """Exact scores of the neurons at `places`, each once."""
+        if not len(places):
+            return
+        lm, at = self._lm, self._at
+        dtype = self._work if level == 1 else torch.float64
+        places = places[(places // lm.n_neurons % lm.n_layers).argsort(stable=True)]
+        index = places % lm.n_neurons
+        layer = places // lm.n_neurons % lm.n_layers
+        prompt = places // (lm.n_neurons * lm.n_layers)
+        directions = torch.cat(
+            [neuron_directions(lm, i, index[layer == i], dtype=dtype) for i in layer.unique().tolist()]
+        )
+        # A place is scored at each of its prompt's readings.
+        which, reading = (prompt[:, None] == at.prompt).nonzero(as_tuple=True)
+        scale = self._scale[reading, layer[which], index[which]]
+        scores = exact(
+            lm.unembedding,
+            self._base.log_p,
+            reading * lm.n_layers + layer[which],
+            directions[which],
+            scale,
+            at.token[reading],
+        )
+        off = 2 * rounding(lm.d_model, dtype) * self._widest * directions.norm(dim=1).double()
+        error = scale.abs() * off[which] + DOUBT
+        total = torch.zeros(len(places), dtype=torch.float64, device=lm.device)
+        middle, around = total.index_add(0, which, scores), total.index_add(0, which, error)
+        self.low.view(-1)[places], self.high.view(-1)[places] = middle - around, middle + around
+        self.level.view(-1)[places] = level
+
+    def best(self, k: int, step: int) -> list[tuple[Certified, ...]]:
+        """Each prompt's k best neurons of every `step` layers, proven; all are settled side by side."""
+        size = step * self._lm.n_neurons
+        spans = [slice(start, start + size) for start in range(0, self.low.numel(), size)]
+        for level, doubted in ((1, self._undecided), (2, self._unordered)):
+            while True:
+                places = torch.cat([doubted(k, span) for span in spans])
+                if not len(places):
+                    break
+                self.rescore(places, level)
+        each = self._lm.n_layers // step
+        parts = [self._certified(k, span) for span in spans]
+        return [tuple(parts[i : i + each]) for i in range(0, len(parts), each)]
+
+    def _rivals(self, k: int, span: slice) -> Int[Tensor, " n"]:
+        """Places that may be among the k best, by falling lower bound."""
+        low, high = self.low.view(-1)[span], self.high.view(-1)[span]
+        bar = low.topk(k).values[-1]
+        found = (high >= bar).nonzero()[:, 0]
+        first: int = span.start
+        return found[low[found].argsort(descending=True, stable=True)] + first
+
+    def _undecided(self, k: int, span: slice) -> Int[Tensor, " n"]:
+        """The most promising of the rivals that only bounds speak for."""
+        rivals = self._rivals(k, span)
+        vague = rivals[self.level.view(-1)[rivals] == 0]
+        return vague[self.high.view(-1)[vague].argsort(descending=True)][: max(k, 8)]
+
+    def _unordered(self, k: int, span: slice) -> Int[Tensor, " n"]:
+        """Rivals whose order float32 leaves open."""
+        rivals = self._rivals(k, span)
+        level = self.level.view(-1)
+        open_ = [i for group in self._groups(rivals) if len(group) > 1 for i in group if level[i] < 2]
+        return torch.tensor(open_, dtype=torch.long, device=rivals.device)
+
+    def _groups(self, rivals: Int[Tensor, " n"]) -> list[list[int]]:
+        """Rivals (by falling low) cut where all that follow lie under all before."""
+        lows, highs = self.low.view(-1)[rivals], self.high.view(-1)[rivals]
+        # Lows fall, so a cut stands where every later high is under this low.
+        after = highs.flip(0).cummax(0).values.flip(0)
+        cuts = [*(after[1:] < lows[:-1]).tolist(), False]
+        groups: list[list[int]] = [[]]
+        for item, cut in zip(rivals.tolist(), cuts, strict=True):
+            groups[-1].append(item)
+            if cut:
+                groups.append([])
+        return groups
+
+    def _neuron(self, place: int) -> tuple[int, int]:
+        """(layer, index) of a place."""
+        return place // self._lm.n_neurons % self._lm.n_layers, place % self._lm.n_neurons
+
+    def _certified(self, k: int, span: slice) -> Certified:
+        groups = [sorted(group) for group in self._groups(self._rivals(k, span))]
+        chosen = [i for group in groups for i in group][:k]
+        low, high = self.low.view(-1), self.high.view(-1)
+        left = high[span].clone()
+        left[torch.tensor(chosen, device=left.device) - span.start] = -torch.inf
+        ties = [group for group in groups if len(group) > 1 and group[0] in chosen]
+        return Certified(
+            neurons=tuple(Neuron(*self._neuron(i), float(low[i] + high[i]) / 2) for i in chosen),
+            low=tuple(low[chosen].tolist()),
+            high=tuple(high[chosen].tolist()),
+            rest=float(left.max()),
+            rescored=int((self.level.view(-1)[span] > 0).sum()),
+            of=left.numel(),
+            ties=tuple(tuple(self._neuron(i) for i in group) for group in ties),
+        )
+
+    def layer_sums(self, tolerance: float) -> list[tuple[LayerSum, ...]]:
+        """Every layer's sum, its widest intervals scored exactly until the error is within `tolerance`."""
+        while True:
+            errors = (self.high - self.low) / 2
+            total = errors.sum(-1)
+            loose = errors.masked_fill((self.level > 0) | (total <= tolerance)[..., None], -1.0)
+            widest = loose.topk(min(64, self._lm.n_neurons), dim=-1)
+            start = torch.arange(total.numel(), device=total.device).view(total.shape) * self._lm.n_neurons
+            places = (widest.indices + start[..., None])[widest.values >= 0]
+            if not len(places):
+                break
+            self.rescore(places, 1)
+        values = ((self.low + self.high) / 2).sum(-1)
+        return [
+            tuple(LayerSum(v, e) for v, e in zip(row, off, strict=True))
+            for row, off in zip(values.tolist(), total.tolist(), strict=True)
+        ]
+
+
+def _base(
+    lm: LanguageModel, t: Trace, at: _Readings
+) -> tuple[Base, Float[Tensor, "readings layers n_neurons"]]:
+    """p at h^{l-1} + A^l, a row a reading and layer, and each neuron's scale c there."""
+    final = lm.freeze_norm(lm.final_norm, t.residual[-1, at.row, at.position].double()[:, None])
+    stream = t.residual[:-1, at.row, at.position].double() + t.attention[:, at.row, at.position].double()
+    start = final.apply(stream.transpose(0, 1), bias=True).flatten(0, 1)
+    logits = torch.cat([start @ tile.to(start).T for tile in lm.unembedding.split(TOKEN_TILE)], dim=1)
+    if lm.head_bias is not None:
+        logits = logits + lm.head_bias.to(logits)
+    finite = torch.isfinite(logits).all(1)
+    if not bool(finite.all()):
+        layer = int((~finite).nonzero()[0]) % lm.n_layers
+        raise UserError(f"layer {layer}: the residual stream holds NaN or infinite numbers")
+    coefficients = t.coefficients[:, at.row, at.position].double().transpose(0, 1)
+    scale = coefficients * final.inverse_scale
+    for layer in range(lm.n_layers):
+        norm = lm.ffn_post_norm(layer)
+        if norm is not None:
+            whole = coefficients[:, layer] @ lm.subvalues(layer).double()
+            bias = lm.down_bias(layer)
+            whole = whole if bias is None else whole + bias.double()
+            scale[:, layer] *= lm.freeze_norm(norm, whole).inverse_scale
+    tokens = at.token.repeat_interleave(lm.n_layers)
+    return Base.of(lm.unembedding, logits.log_softmax(-1), tokens), scale
+
+
+@torch.no_grad()
+def certified_top(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    k: int = 10,
+    scope: Literal["layer", "model"] = "layer",
+    atlas: Atlas | None = None,
+    tokens: Tokens = "first",
+    position: int | None = None,
+) -> list[tuple[Certified, ...]]:
+    """Each prompt's k best value neurons (Eq. 9, frozen norm): an entry a layer, or one for the model.
+
+    atlas: built (and kept on disk) if not given. Raises UserError for k outside 1 to N, an atlas of
+    another model, or what `readings` refuses.
+    """
+    most = lm.n_neurons * (1 if scope == "layer" else lm.n_layers)
+    if not 1 <= k <= most:
+        raise UserError(f"k is {k}: ask for 1 to {most} neurons")
+    step = 1 if scope == "layer" else lm.n_layers
+    boards = _boards(lm, prompts, answers, atlas, tokens, position)
+    return [found for board in boards for found in board.best(k, step)]
+
+
+@torch.no_grad()
+def certified_layer_sums(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    tolerance: float = 0.01,
+    atlas: Atlas | None = None,
+    tokens: Tokens = "first",
+    position: int | None = None,
+) -> list[tuple[LayerSum, ...]]:
+    """Each prompt's layer scores (Eq. 9, right), a `LayerSum` a layer, to `tolerance` nats."""
+    boards = _boards(lm, prompts, answers, atlas, tokens, position)
+    return [sums for board in boards for sums in board.layer_sums(tolerance)]
+
+
+def _boards(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    atlas: Atlas | None,
+    tokens: Tokens,
+    position: int | None,
+) -> Iterator[_Board]:
+    """Boards of a few prompts each, so that their distributions fit `ROOM`."""
+    atlas = (atlas or build_atlas(lm)).checked(lm)
+    if len(prompts) != len(answers):
+        raise UserError(f"{len(prompts)} prompts but {len(answers)} answers: give one answer a prompt")
+    each = max(1, ROOM // (8 * lm.n_layers * (len(lm.unembedding) + 4 * lm.n_neurons)))
+    for first in range(0, len(prompts), each):
+        some, wanted = prompts[first : first + each], answers[first : first + each]
+        encoded, found = readings(lm, some, wanted, tokens=tokens, position=position)
+        columns = zip(*((r.row, r.position, r.token, r.source) for r in found), strict=True)
+        at = _Readings(*(torch.tensor(column, device=lm.device) for column in columns))
+        yield _Board(lm, atlas, trace(lm, encoded), at, len(some))

@@ -1,0 +1,180 @@
+"""Certified scores against every neuron's distribution in float64: bounds hold, top-k is the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from acedit.attribution.atlas import Atlas, build_atlas, rounding
+from acedit.attribution.certified import Base, bounds, certified_layer_sums, certified_top, exact
+from acedit.attribution.value import layer_scores
+from acedit.errors import UserError
+from acedit.lm.families import FAMILIES
+from acedit.lm.model import LanguageModel
+from tests.tiny import tiny_lm
+
+PROMPTS = ["Ann Lee is a citizen of", "Who is Bo Ray?"]
+ANSWERS = ["Peru", "Chile"]
+
+
+def brute(unembedding: Tensor, log_p: Tensor, vectors: Tensor, scale: Tensor, token: int) -> Tensor:
+    delta = scale[:, None] * (vectors.double() @ unembedding.double().T)
+    return delta[:, token] - (log_p + delta).logsumexp(1)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Unembedding, log p, directions, scales, token: peaked and flat p, huge, zero and repeated neurons."""
+    g = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
+    vocab, d, n = draw(st.integers(3, 60)), draw(st.integers(2, 16)), draw(st.integers(2, 40))
+    unembedding = torch.randn(vocab, d, generator=g)
+    temperature = draw(st.sampled_from([0.0, 0.3, 3.0, 60.0]))
+    log_p = (temperature * torch.randn(vocab, generator=g, dtype=torch.float64)).log_softmax(0)
+    vectors = torch.randn(n, d, generator=g)
+    vectors[n // 2 :] = vectors[: n - n // 2].clone()
+    size = draw(st.sampled_from([1e-6, 0.1, 1.0, 30.0, 1e4]))
+    scale = size * torch.randn(n, generator=g, dtype=torch.float64)
+    scale[0] = 0.0
+    scale[-1] = scale[n - 1 - n // 2]
+    return unembedding, log_p, vectors, scale, draw(st.integers(0, vocab - 1))
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems(), st.integers(1, 32))
+def test_the_true_score_lies_in_its_interval(
+    problem: tuple[Tensor, Tensor, Tensor, Tensor, int], heavy: int
+) -> None:
+    unembedding, log_p, vectors, scale, token = problem
+    base = Base.of(unembedding, log_p[None], torch.tensor([token]), heavy=heavy)
+    logits = scale[:, None] * (vectors.double() @ unembedding.double().T)
+    slack = rounding(vectors.shape[1], torch.float32) * vectors.norm(dim=1) * unembedding.norm(dim=1).max()
+    low, high = bounds(
+        (vectors @ base.pulls[0].float().T).double() * scale[:, None],
+        slack.double() * scale.abs(),
+        logits.amin(1),
+        logits.amax(1),
+        base.heavy[0],
+        base.tail[0],
+    )
+    true = brute(unembedding, log_p, vectors, scale, token)
+    tiny = 1e-12 * logits.abs().amax(1)
+    assert bool((low <= true + tiny).all())
+    assert bool((true <= high + tiny).all())
+    assert bool(torch.isfinite(low).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def test_exact_is_exact(problem: tuple[Tensor, Tensor, Tensor, Tensor, int]) -> None:
+    unembedding, log_p, vectors, scale, token = problem
+    row = torch.zeros(len(scale), dtype=torch.long)
+    got = exact(unembedding, log_p[None], row, vectors.double(), scale, torch.full_like(row, token))
+    true = brute(unembedding, log_p, vectors, scale, token)
+    assert torch.allclose(got, true, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_top_k_is_that_of_brute_force(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Set and order, a layer and the model, in every family; brute force in float64 where it can be."""
+    lm = tiny_lm(name, dtype=dtype)
+    atlas = build_atlas(lm, cache_dir=tmp_path)
+    scores = layer_scores(lm, PROMPTS, ANSWERS).neurons.double()
+    found = certified_top(lm, PROMPTS, ANSWERS, k=5, atlas=atlas)
+    whole = certified_top(lm, PROMPTS, ANSWERS, k=7, scope="model", atlas=atlas)
+    # float32 brute force orders what is nearer than its own rounding by chance.
+    near = 1e-9 if dtype == torch.float64 else 2e-5
+    for i in range(2):
+        for layer, part in enumerate(found[i]):
+            _same(scores[layer, i][None], layer, part, near)
+        _same(scores[:, i], 0, whole[i][0], near)
+
+
+def _same(scores: Tensor, first: int, part: object, near: float) -> None:
+    values = scores.flatten().sort(descending=True).values
+    for rank, neuron in enumerate(part.neurons):  # type: ignore[attr-defined]
+        true = float(scores[neuron.layer - first, neuron.index])
+        assert true == pytest.approx(float(values[rank]), abs=near)
+        assert neuron.score == pytest.approx(true, abs=near)
+        assert part.low[rank] - near <= true <= part.high[rank] + near  # type: ignore[attr-defined]
+    k = len(part.neurons)  # type: ignore[attr-defined]
+    assert part.rest >= float(values[k]) - near  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma2"])
+def test_layer_sums_are_within_their_error(name: str, tmp_path: Path) -> None:
+    lm = tiny_lm(name, dtype=torch.float64)
+    atlas = build_atlas(lm, cache_dir=tmp_path)
+    true = layer_scores(lm, PROMPTS, ANSWERS, tokens="all").ffn_sum
+    for tolerance in (0.05, 1e-6):
+        found = certified_layer_sums(lm, PROMPTS, ANSWERS, tokens="all", tolerance=tolerance, atlas=atlas)
+        for i, sums in enumerate(found):
+            for layer, each in enumerate(sums):
+                assert abs(each.value - float(true[layer, i])) <= each.error + 1e-9
+                assert each.error <= tolerance
+
+
+def test_repeated_neurons_are_a_tie(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3", dtype=torch.float32)
+    layer = 1
+    with torch.no_grad():
+        best = int(layer_scores(lm, PROMPTS[:1], ANSWERS[:1]).neurons[layer, 0].argmax())
+        other = 3 if best != 3 else 4
+        for linear in (lm.up(layer), lm.block(layer).mlp.gate_proj):  # type: ignore[union-attr]
+            linear.weight[other] = linear.weight[best]  # type: ignore[index,union-attr]
+        lm.down_weight(layer)[:, other] = lm.down_weight(layer)[:, best]
+    lm = LanguageModel(lm.model, lm.tokenizer)
+    atlas = build_atlas(lm, cache_dir=tmp_path)
+    (found,) = certified_top(lm, PROMPTS[:1], ANSWERS[:1], k=1, atlas=atlas)
+    assert found[layer].ties == (((layer, min(best, other)), (layer, max(best, other))),)
+    assert found[layer].neurons[0].index == min(best, other)
+
+
+def test_few_are_scored_exactly(tmp_path: Path) -> None:
+    """A guard against bounds so wide that everything is rescored."""
+    lm = tiny_lm("qwen3", intermediate_size=512)
+    found = certified_top(lm, PROMPTS, ANSWERS, k=3, atlas=build_atlas(lm, cache_dir=tmp_path))
+    for parts in found:
+        assert all(part.rescored < part.of / 4 for part in parts)
+
+
+def test_wrong_wishes_are_one_line(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    atlas = build_atlas(lm, cache_dir=tmp_path)
+    for k in (0, lm.n_neurons + 1):
+        with pytest.raises(UserError, match="ask for 1 to"):
+            certified_top(lm, PROMPTS, ANSWERS, k=k, atlas=atlas)
+    torch.manual_seed(5)
+    with pytest.raises(UserError, match="another model"):
+        certified_top(tiny_lm("gpt2"), PROMPTS, ANSWERS, atlas=atlas)
+
+
+def test_an_atlas_is_what_brute_force_says_and_resumes(tmp_path: Path) -> None:
+    lm = tiny_lm("gpt2")
+    atlas = build_atlas(lm, cache_dir=tmp_path, neuron_tile=7, token_tile=13)
+    for layer in range(lm.n_layers):
+        v = lm.subvalues(layer).double()
+        logits = ((v - v.mean(1, keepdim=True)) * lm.final_norm.weight.double()) @ lm.unembedding.double().T  # type: ignore[operator,union-attr]
+        assert bool((atlas.high[layer] >= logits.amax(1)).all())
+        assert bool((atlas.low[layer] <= logits.amin(1)).all())
+        assert torch.allclose(atlas.high[layer].double(), logits.amax(1), atol=1e-3)
+        assert torch.equal(atlas.top[layer, :, 0].long(), logits.argmax(1))
+        assert torch.equal(atlas.bottom[layer, :, 0].long(), logits.argmin(1))
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(files) == lm.n_layers
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    files[1].unlink()
+    again = build_atlas(lm, cache_dir=tmp_path)
+    assert torch.allclose(again.high, atlas.high, atol=1e-5)
+    assert isinstance(again, Atlas)
+
+
+def test_broken_weights_are_named(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    with torch.no_grad():
+        lm.down_weight(1)[0, 0] = float("nan")
+    with pytest.raises(UserError, match="layer 1: the down projection"):
+        build_atlas(LanguageModel(lm.model, lm.tokenizer), cache_dir=tmp_path)
