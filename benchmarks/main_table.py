@@ -18,7 +18,7 @@ from time import perf_counter
 import torch
 
 import acedit
-from acedit.benchmark.evaluate import run_method, shared_plan
+from acedit.benchmark.evaluate import run_method
 from acedit.benchmark.score import METRICS, Scorer, summarise
 from acedit.editing.methods import methods
 from acedit.knowledge.facts import Fact, cases_from
@@ -60,7 +60,6 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
                 rows_raw = make_cases(build_world(), seed=seed, n=args.n, edits=args.edits, pool=args.pool)
                 cases = cases_from(rows_raw)
                 scorer = Scorer(lm, cases, known=known)
-                plan = shared_plan(lm, cases, known, seed)
             began = perf_counter()
             whole = methods()[method]
             run = run_method(
@@ -71,7 +70,6 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
                 known=known,
                 batch=args.batch,
                 seed=seed,
-                plan=plan,
                 progress=lambda done, of, method=method, seed=seed: print(
                     f"\r{method} seed {seed}: {done}/{of} cases", end="", file=sys.stderr, flush=True
                 ),

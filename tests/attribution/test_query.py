@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from acedit.attribution.query import query_scores, raised
+from acedit.attribution.query import carried, query_scores, raised
 from acedit.attribution.value import Neuron, ffn_vectors, head_vectors
 from acedit.errors import UserError
 from acedit.lm.families import FAMILIES
@@ -71,6 +71,49 @@ def test_heads_are_scored_by_their_vectors() -> None:
     at = int(t.encoded.last[0])
     wanted = raised(lm, t, 2, [3], at, head_vectors(lm, t, 2, 0, at), "change")
     assert torch.allclose(query_scores(lm, PROMPT, [Neuron(2, 3, 1.0)]).heads[2], wanted)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_what_attention_carries_adds_up_to_its_output(name: str) -> None:
+    """Over all sources, with the biases: the attention's own output, in every family."""
+    lm = tiny_lm(name, dtype=torch.float64)
+    t = trace(lm, [PROMPT], attention_weights=True)
+    at, layer = int(t.encoded.last[0]), 1
+    total = sum(carried(lm, t, layer, j, at, t.residual[layer, 0, j][None])[0] for j in range(at + 1))
+    nothing = torch.zeros(1, lm.d_model, dtype=torch.float64)
+    # What biases give: the real output less the same with every source's stream but its bias part.
+    norm = lm.attention_norm(layer)
+    beta = None if norm is None else lm.freeze_norm(norm, t.residual[layer, 0, 0]).beta
+    read = torch.zeros(lm.d_model, dtype=torch.float64) if beta is None else beta
+    values = torch.einsum("d,hid->hi", read, lm.attention_value_rows(layer))
+    bias = lm.attention_value_bias(layer)
+    values = values if bias is None else values + bias
+    flat = torch.einsum("hi,hid->d", values, lm.attention_subvalues(layer))
+    out_bias = getattr(lm.attention_out(layer), "bias", None)
+    flat = flat if out_bias is None else flat + out_bias.detach()
+    post = lm.attention_post_norm(layer)
+    if post is not None:
+        whole = torch.einsum("hi,hid->d", t.head_outputs[layer, 0, at], lm.attention_subvalues(layer))
+        flat = lm.freeze_norm(post, whole).apply(flat)
+    assert torch.allclose(total + flat, t.attention[layer, 0, at], atol=1e-6)
+    assert carried(lm, t, layer, 0, at, nothing).abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gptj"])
+def test_an_earlier_position_reaches_only_through_attention(name: str) -> None:
+    lm = tiny_lm(name, dtype=torch.float64)
+    found = query_scores(lm, PROMPT, [Neuron(2, 3, 1.0)], source=1)
+    assert found.neurons[0].abs().max() > 0
+    t = trace(lm, [PROMPT], attention_weights=True)
+    at = int(t.encoded.last[0])
+    last = 2 if not lm.parallel else 1  # the attention layers between layer 0 and the FFN of layer 2
+    vectors = ffn_vectors(lm, t, 0, 0, 1)
+    over = sum(carried(lm, t, layer, 1, at, vectors) for layer in range(1, last + 1))
+    form = "inner" if lm.gates(0) is None else "change"
+    assert torch.allclose(found.neurons[0], raised(lm, t, 2, [3], at, over, form), atol=1e-9)
+    assert found.neurons[last:].abs().max() == 0
+    with pytest.raises(UserError, match="looks back only"):
+        query_scores(lm, PROMPT, ABOVE, position=1, source=2)
 
 
 def test_bad_input_is_one_line() -> None:

@@ -21,7 +21,7 @@ nobody's. Needs the atlas of the same weights.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -367,8 +367,11 @@ def certified_top(
     atlas: Atlas | None = None,
     tokens: Tokens = "first",
     position: int | None = None,
+    together: bool = False,
 ) -> list[tuple[Certified, ...]]:
     """Each prompt's k best value neurons (Eq. 9, frozen norm): an entry a layer, or one for the model.
+
+    together: one result for all prompts, by the sum of their scores.
 
     atlas: built (and kept on disk) if not given. Raises UserError for k outside 1 to N, an atlas of
     another model, or what `readings` refuses.
@@ -377,7 +380,7 @@ def certified_top(
     if not 1 <= k <= most:
         raise UserError(f"k is {k}: ask for 1 to {most} neurons")
     step = 1 if scope == "layer" else lm.n_layers
-    boards = _boards(lm, prompts, answers, atlas, tokens, position)
+    boards = _boards(lm, prompts, answers, atlas, tokens, position, together)
     return [found for board in boards for found in board.best(k, step)]
 
 
@@ -391,9 +394,13 @@ def certified_layer_sums(
     atlas: Atlas | None = None,
     tokens: Tokens = "first",
     position: int | None = None,
+    together: bool = False,
 ) -> list[tuple[LayerSum, ...]]:
-    """Each prompt's layer scores (Eq. 9, right), a `LayerSum` a layer, to `tolerance` nats."""
-    boards = _boards(lm, prompts, answers, atlas, tokens, position)
+    """Each prompt's layer scores (Eq. 9, right), a `LayerSum` a layer, to `tolerance` nats.
+
+    together: one result for all prompts, by the sum of their scores.
+    """
+    boards = _boards(lm, prompts, answers, atlas, tokens, position, together)
     return [sums for board in boards for sums in board.layer_sums(tolerance)]
 
 
@@ -404,15 +411,22 @@ def _boards(
     atlas: Atlas | None,
     tokens: Tokens,
     position: int | None,
+    together: bool,
 ) -> Iterator[_Board]:
-    """Boards of a few prompts each, so that their distributions fit `ROOM`."""
+    """Boards of a few prompts each, so that their distributions fit `ROOM`; one for all if `together`."""
     atlas = (atlas or build_atlas(lm)).checked(lm)
     if len(prompts) != len(answers):
         raise UserError(f"{len(prompts)} prompts but {len(answers)} answers: give one answer a prompt")
-    each = max(1, ROOM // (8 * lm.n_layers * (len(lm.unembedding) + 4 * lm.n_neurons)))
+    each = (
+        len(prompts)
+        if together
+        else max(1, ROOM // (8 * lm.n_layers * (len(lm.unembedding) + 4 * lm.n_neurons)))
+    )
     for first in range(0, len(prompts), each):
         some, wanted = prompts[first : first + each], answers[first : first + each]
         encoded, found = readings(lm, some, wanted, tokens=tokens, position=position)
         columns = zip(*((r.row, r.position, r.token, r.source) for r in found), strict=True)
         at = _Readings(*(torch.tensor(column, device=lm.device) for column in columns))
-        yield _Board(lm, atlas, trace(lm, encoded), at, len(some))
+        if together:
+            at = replace(at, prompt=torch.zeros_like(at.prompt))
+        yield _Board(lm, atlas, trace(lm, encoded), at, 1 if together else len(some))

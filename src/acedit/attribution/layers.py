@@ -11,24 +11,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from acedit.attribution.atlas import build_atlas
+from acedit.attribution.certified import certified_layer_sums, certified_top
 from acedit.attribution.query import query_scores
-from acedit.attribution.value import Neuron, layer_scores, top_neurons
+from acedit.attribution.value import Neuron, log_increase, top_neurons
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit
 from acedit.lm.model import LanguageModel
+from acedit.lm.trace import trace
+
+TOLERANCE = 0.01  # nats a prompt; how well a layer's sum is known
 
 
 @dataclass(frozen=True)
 class LayerTable:
     """By layer: value score (nats, mean over prompts), query score (coefficient units), and whole-vector
-    scores; by neuron: the same, summed over prompts."""
+    scores (nats); the best neurons of each sort, by their scores summed over prompts."""
 
     value: tuple[float, ...]
     query: tuple[float, ...]
     ffn_vector: tuple[float, ...]
     attention_vector: tuple[float, ...]
-    value_neurons: Float[Tensor, "layers n_neurons"]
-    query_neurons: Float[Tensor, "layers n_neurons"]
+    value_neurons: tuple[Neuron, ...]
+    query_neurons: tuple[Neuron, ...]
     signs: Float[Tensor, "layers n_neurons"]
 
 
@@ -40,39 +45,65 @@ def old_answers(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prom
 
 
 def measure(
-    lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], *, top_k: int = 10, most: int = 16
+    lm: LanguageModel,
+    edits: Sequence[Edit],
+    prompts: Sequence[Prompt],
+    *,
+    top: int = 20,
+    top_k: int = 10,
+    most: int = 16,
 ) -> LayerTable:
     """Eq. 9 and Eq. 10 at the last token of multi-hop prompts (single-hop where there are none).
 
-    prompts: what `Composer` made; at most `most` are scored, spread over the edits. top_k: value neurons
-    that query neurons are held against, a prompt. The old fact is scored: it is where the model keeps it.
+    prompts: what `Composer` made; at most `most` are scored, spread over the edits. top: neurons of each
+    sort that are named. top_k: value neurons that query neurons are held against, a prompt. The old fact
+    is scored: it is where the model keeps it.
     """
     kind = "lead" if any(p.kind == "lead" for p in prompts) else "single"
     usable = [p for p in prompts if p.kind == kind]
     picked = usable[:: max(1, len(usable) // most)][:most]
     answers = old_answers(lm, edits, picked)
     texts = [p.text for p in picked]
-    scores = layer_scores(lm, texts, answers)
-    query = torch.zeros(lm.n_layers, lm.n_neurons, dtype=scores.neurons.dtype)
-    for i, text in enumerate(texts):
-        best: list[Neuron] = top_neurons(lm, scores.neurons[:, i], top_k, named=False)
-        query += query_scores(lm, text, best).neurons
-    n = len(picked)
+    n, atlas = len(picked), build_atlas(lm)
+    (sums,) = certified_layer_sums(lm, texts, answers, tolerance=TOLERANCE * n, atlas=atlas, together=True)
+    wished = min(top, lm.n_layers * lm.n_neurons)
+    ((value,),) = certified_top(lm, texts, answers, k=wished, scope="model", atlas=atlas, together=True)
+    query = torch.zeros(lm.n_layers, lm.n_neurons, device=lm.device)
+    wished = min(top_k, lm.n_layers * lm.n_neurons)
+    for text, (best,) in zip(
+        texts, certified_top(lm, texts, answers, k=wished, scope="model", atlas=atlas), strict=True
+    ):
+        query += query_scores(lm, text, best.neurons).neurons.to(query)
+    ffn_vector, attention_vector = _vector_scores(lm, texts, answers)
     return LayerTable(
-        value=tuple((scores.ffn_sum.sum(1) / n).tolist()),
+        value=tuple(each.value / n for each in sums),
         query=tuple((query.sum(1) / n).tolist()),
-        ffn_vector=tuple((scores.ffn_vector.sum(1) / n).tolist()),
-        attention_vector=tuple((scores.attention_vector.sum(1) / n).tolist()),
-        value_neurons=scores.neurons.sum(1),
-        query_neurons=query,
+        ffn_vector=ffn_vector,
+        attention_vector=attention_vector,
+        value_neurons=value.neurons,
+        query_neurons=tuple(top_neurons(lm, query, top, named=False)),
         signs=_signs(lm, texts),
     )
 
 
 @torch.no_grad()
+def _vector_scores(
+    lm: LanguageModel, texts: Sequence[str], answers: Sequence[str]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Eq. 9 of each layer's whole FFN and attention vectors, nats, mean over prompts."""
+    t = trace(lm, texts)
+    ffn, attention = [0.0] * lm.n_layers, [0.0] * lm.n_layers
+    for i, (at, answer) in enumerate(zip(t.encoded.last.tolist(), answers, strict=True)):
+        final, token = t.residual[-1, i, at], lm.token_ids(answer)[0]
+        for layer in range(lm.n_layers):
+            below, read, wrote = t.residual[layer, i, at], t.attention[layer, i, at], t.ffn[layer, i, at]
+            attention[layer] += float(log_increase(lm, below, read[None], final, token)) / len(texts)
+            ffn[layer] += float(log_increase(lm, below + read, wrote[None], final, token)) / len(texts)
+    return tuple(ffn), tuple(attention)
+
+
+@torch.no_grad()
 def _signs(lm: LanguageModel, texts: Sequence[str]) -> Tensor:
     """The sign of each neuron's mean coefficient at the last token."""
-    from acedit.lm.trace import trace
-
     t = trace(lm, texts)
     return t.at_last(t.coefficients).float().mean(1).sign().cpu()

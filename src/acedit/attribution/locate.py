@@ -9,11 +9,14 @@ that one.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from acedit.attribution.layers import LayerTable, measure
+from jaxtyping import Float
+from torch import Tensor
+
+from acedit.attribution.layers import measure
 from acedit.attribution.plan import Plan, choose_layers
-from acedit.attribution.value import Neuron, top_neurons, top_tokens
+from acedit.attribution.value import Neuron, top_tokens
 from acedit.errors import UserError
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit
@@ -51,7 +54,7 @@ def locate_with(
     """The location of `edits`' old facts, from prompts a `Composer` made. Raises UserError for top < 1."""
     if top < 1:
         raise UserError(f"top {top}: ask for at least one neuron")
-    table = measure(lm, edits, prompts)
+    table = measure(lm, edits, prompts, top=top)
     reach = tuple(reach_of(lm, edits, prompts))
     rows = tuple(
         LayerRow(layer, *figures)
@@ -60,21 +63,18 @@ def locate_with(
         )
     )
     return Location(
-        value_neurons=_named(lm, table, "value_neurons", top),
-        query_neurons=_named(lm, table, "query_neurons", top),
+        value_neurons=_named(lm, table.value_neurons, table.signs),
+        query_neurons=_named(lm, table.query_neurons, table.signs),
         layers=rows,
         plan=choose_layers(table.value, table.query, reach).checked(lm.n_layers),
     )
 
 
-def _named(lm: LanguageModel, table: LayerTable, field: str, top: int) -> tuple[Neuron, ...]:
-    found = top_neurons(lm, getattr(table, field), top, named=False)
+def _named(
+    lm: LanguageModel, neurons: Sequence[Neuron], signs: Float[Tensor, "layers n_neurons"]
+) -> tuple[Neuron, ...]:
+    """The neurons with their top tokens."""
     return tuple(
-        Neuron(
-            n.layer,
-            n.index,
-            n.score,
-            top_tokens(lm, n.layer, n.index, sign=float(table.signs[n.layer, n.index])),
-        )
-        for n in found
+        replace(n, tokens=top_tokens(lm, n.layer, n.index, sign=float(signs[n.layer, n.index])))
+        for n in neurons
     )

@@ -8,7 +8,9 @@ scale frozen, and is held against its subkey. Where FFNs are not gated the score
 product v·fc1_k; where they are, m_k = act(g_k·x)(u_k·x), it is the change it makes to the coefficient,
 sign(m_k)·(m_k(x) − m_k(x − v)), exact. Either form can be asked for (`form`). Scores are summed over the
 value neurons above the candidate's layer, heads of a value neuron's own layer included in sequential
-blocks. Candidates stand at the value neurons' own position.
+blocks. Candidates stand at the value neurons' own position, or at an earlier one (`source`): then v is
+what attention brings over of it, Σ_h a_h W_O W_V norm(v), summed over the attention layers between, patterns
+and norm scales frozen, paths through a single attention only.
 
 Footgun: the authors' notebook holds v against the down projection's column; that is not the subkey.
 """
@@ -49,19 +51,21 @@ def query_scores(
     value_neurons: Sequence[Neuron],
     *,
     position: int = -1,
+    source: int | None = None,
     form: Form | None = None,
 ) -> QueryScores:
-    """Score every candidate of `prompt` at `position` against `value_neurons` (Eq. 10).
+    """Score every candidate of `prompt` against `value_neurons` at `position` (Eq. 10).
 
-    Raises UserError for no value neurons or a position outside the prompt.
+    source: where the candidates stand, `position` itself if not given; negative counts from the end.
+    Raises UserError for no value neurons, a position outside the prompt, or a source after the position.
     """
     if not value_neurons:
         raise UserError("query neurons are scored against value neurons: give at least one")
-    t = trace(lm, [prompt])
-    length = int(t.encoded.lengths[0])
-    at = position + (length if position < 0 else 0)
-    if not 0 <= at < length:
-        raise UserError(f"position {position} is outside the prompt of {length} tokens")
+    t = trace(lm, [prompt], attention_weights=source is not None)
+    at = _within(t, position)
+    place = at if source is None else _within(t, source)
+    if place > at:
+        raise UserError(f"source {source} comes after position {position}: attention looks back only")
     kind: Form = form or ("inner" if lm.gates(0) is None else "change")
     by_layer: dict[int, list[int]] = {}
     for neuron in value_neurons:
@@ -70,13 +74,55 @@ def query_scores(
     neurons = torch.zeros(lm.n_layers, lm.n_neurons, dtype=wide)
     heads = torch.zeros(lm.n_layers, lm.n_heads, dtype=wide)
     for above, indices in by_layer.items():
-        for layer in range(above):
-            vectors = ffn_vectors(lm, t, layer, 0, at)
+        reached = above if lm.parallel else above + 1  # attention layers that feed that FFN
+        if place == at:
+            for layer in range(above):
+                vectors = ffn_vectors(lm, t, layer, 0, at)
+                neurons[layer] += raised(lm, t, above, indices, at, vectors, kind).cpu()
+            for layer in range(reached):
+                vectors = head_vectors(lm, t, layer, 0, at)
+                heads[layer] += raised(lm, t, above, indices, at, vectors, kind).cpu()
+            continue
+        over = torch.zeros(lm.d_model, lm.d_model, dtype=wide, device=lm.device)
+        eye = torch.eye(lm.d_model, dtype=wide, device=lm.device)
+        for layer in reversed(range(reached - 1)):
+            over = over + carried(lm, t, layer + 1, place, at, eye)
+            vectors = ffn_vectors(lm, t, layer, 0, place) @ over
             neurons[layer] += raised(lm, t, above, indices, at, vectors, kind).cpu()
-        for layer in range(above if lm.parallel else above + 1):
-            vectors = head_vectors(lm, t, layer, 0, at)
+            vectors = head_vectors(lm, t, layer, 0, place) @ over
             heads[layer] += raised(lm, t, above, indices, at, vectors, kind).cpu()
     return QueryScores(neurons, heads)
+
+
+def _within(t: Trace, position: int) -> int:
+    length = int(t.encoded.lengths[0])
+    at = position + (length if position < 0 else 0)
+    if not 0 <= at < length:
+        raise UserError(f"position {position} is outside the prompt of {length} tokens")
+    return at
+
+
+def carried(
+    lm: LanguageModel, t: Trace, layer: int, source: int, at: int, vectors: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "n d_model"]:
+    """What attention of `layer` adds at `at` for each vector in the stream at `source` (row 0 of `t`).
+
+    Linear: patterns and norm scales are those of the real run. Biases are nobody's.
+    """
+    assert t.attention_weights is not None
+    pattern = t.attention_weights[layer, 0, :, at, source].to(vectors)
+    entering = t.residual[layer, 0, source].to(vectors)
+    read = lm.freeze_norm(lm.attention_norm(layer), entering).apply(vectors)
+    values = torch.einsum("nd,hid,h->nhi", read, lm.attention_value_rows(layer).to(read), pattern)
+    subvalues = lm.attention_subvalues(layer).to(read)
+    moved = torch.einsum("nhi,hid->nd", values, subvalues)
+    norm = lm.attention_post_norm(layer)
+    if norm is None:
+        return moved
+    whole = torch.einsum("hi,hid->d", t.head_outputs[layer, 0, at].to(read), subvalues)
+    bias = getattr(lm.attention_out(layer), "bias", None)
+    whole = whole if bias is None else whole + bias.detach().to(whole)
+    return lm.freeze_norm(norm, whole).apply(moved)
 
 
 def raised(

@@ -3,9 +3,9 @@
     scores = evaluate(lm, cases, patch=patch)                     # the cases' edits are in the patch
     scores = evaluate(lm, cases, method="ace", known=facts, batch=25)
 
-With a method, one plan is made for all, and the cases are edited in batches of `batch`: all edits of a
-batch go in at once, its cases are scored, and the patch comes off before the next. Prompts never start
-from an entity that a scored question starts from.
+With a method, one plan is made for all (where the method has stages), and the cases are edited in
+batches of `batch`: all edits of a batch go in at once, its cases are scored, and the patch comes off
+before the next. Prompts never start from an entity that a scored question starts from.
 """
 
 from collections.abc import Callable, Sequence
@@ -89,7 +89,8 @@ def run_method(
     """Edit and score `cases` in batches of `batch`; `progress` is told cases done and in all."""
     run = Run()
     chosen = named_method(method) if isinstance(method, str) else method
-    plan = plan or shared_plan(lm, cases, known, seed)
+    if plan is None and chosen.stages:
+        plan = shared_plan(lm, cases, known, seed)
     for at in range(0, len(cases), batch):
         picked = range(at, min(at + batch, len(cases)))
         some = [cases[i] for i in picked]

@@ -55,9 +55,10 @@ def edit(
     """Write `edits` (at least one) into a patch; `lm` is unchanged on return, also when this raises.
 
     known: what the model knows already; prompts that reach the subjects, consequences, and what is to
-    be protected come from it. exclude: entities no prompt may start from. plan: layers, found by
-    `locate` if not given. text: what the key covariance is taken over; the known facts' own sentences
-    if not given. watch: shown every prompt before anything is written; what it raises ends the edit.
+    be protected come from it. exclude: entities no prompt may start from. plan: layers for the method's
+    stages, found by `locate` if not given and there are any. text: what the key covariance is taken over;
+    the known facts' own sentences if not given. watch: shown every prompt before anything is written;
+    what it raises ends the edit.
 
     Raises UserError for edits that contradict each other, or whose prompts do not fit the model.
     """
@@ -76,18 +77,19 @@ def edit(
     prompts = composer.prompts()
     if watch is not None:
         watch(prompts)
-    if plan is None:
+    if plan is None and chosen.stages:
         from acedit.editing.plan import find_plan
 
         tell("choosing layers")
         plan = find_plan(lm, edits, prompts)
-    plan.checked(lm.n_layers)
+    if plan is not None:
+        plan.checked(lm.n_layers)
     texts = texts or [f"{p.text} {p.answer}." for p in prompts]
     updates = _write(lm, edits, prompts, chosen, plan, seed, texts, cache_dir, tell)
     return Patch(
         updates=tuple(LayerUpdate(u.layer, u.left.cpu(), u.right.cpu()) for u in updates),
         edits=tuple(edits),
-        plan=plan.to_json(),
+        plan={} if plan is None else plan.to_json(),
         method=chosen.name,
         settings=asdict(chosen),
         seed=seed,
@@ -130,7 +132,8 @@ def _believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) -
     return [f for f in known if f.key not in onward or (f.subject, f.prompt) not in doubted]
 
 
-def _layers(stage: Stage, plan: Plan) -> tuple[int, ...]:
+def _layers(stage: Stage, plan: Plan | None) -> tuple[int, ...]:
+    assert plan is not None, "a method with stages has a plan"
     found: tuple[int, ...] = getattr(plan, f"{stage.where}_layers")
     return found
 
@@ -140,7 +143,7 @@ def _write(
     edits: Sequence[Edit],
     prompts: Sequence[Prompt],
     chosen: Method,
-    plan: Plan,
+    plan: Plan | None,
     seed: int,
     texts: Sequence[str],
     cache_dir: Path | None,
