@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acedit.editing.solve import factor, solve, whitening
+from acedit.editing.solve import factor, inverse, null_space, solve, whitening
 
 
 def problem(n: int, seed: int, d: int = 5, width: int = 12) -> tuple[torch.Tensor, ...]:
@@ -20,7 +20,7 @@ def problem(n: int, seed: int, d: int = 5, width: int = 12) -> tuple[torch.Tenso
 @given(n=st.integers(1, 20), seed=st.integers(0, 10**6), lam=st.sampled_from([0.1, 3.0, 100.0]))
 def test_equals_the_normal_equations(n: int, seed: int, lam: float) -> None:
     residual, keys, c = problem(n, seed)
-    left, right = solve(residual, keys, factor(lam * c, ridge=1e-6))
+    left, right = solve(residual, keys, inverse(factor(lam * c, ridge=1e-6)))
     p = (lam * c).double()
     p = p + 1e-6 * p.trace() / 12 * torch.eye(12, dtype=torch.float64)
     k, r = keys.double(), residual.double()
@@ -30,7 +30,7 @@ def test_equals_the_normal_equations(n: int, seed: int, lam: float) -> None:
 
 def test_minimises_the_objective() -> None:
     residual, keys, c = problem(6, 1)
-    left, right = solve(residual, keys, factor(2.0 * c))
+    left, right = solve(residual, keys, inverse(factor(2.0 * c)))
     best = left.double() @ right.double()
     root = torch.linalg.cholesky(2.0 * c.double())
 
@@ -46,10 +46,10 @@ def test_minimises_the_objective() -> None:
 
 def test_order_of_a_batch_does_not_matter() -> None:
     residual, keys, c = problem(7, 2)
-    cholesky = factor(c)
+    metric = inverse(factor(c))
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
-    a = torch.matmul(*solve(residual, keys, cholesky))
-    b = torch.matmul(*solve(residual[:, order], keys[:, order], cholesky))
+    a = torch.matmul(*solve(residual, keys, metric))
+    b = torch.matmul(*solve(residual[:, order], keys[:, order], metric))
     assert torch.allclose(a, b, atol=1e-5)
 
 
@@ -63,3 +63,43 @@ def test_whitening_is_the_inverse_square_root() -> None:
     white = whitening(c, ridge=0.0).double()
     product = white @ c.double() @ white
     assert torch.allclose(product, product.diagonal().mean() * torch.eye(12, dtype=torch.float64), atol=1e-4)
+
+
+def test_equality_holds_exactly_and_moves_least() -> None:
+    """EMMET: Δ K = R, and no other Δ that does so is smaller in C's norm."""
+    residual, keys, c = problem(4, 3)
+    left, right = solve(residual, keys, inverse(factor(c)), slack=0.0)
+    delta = (left @ right).double()
+    assert torch.allclose(delta @ keys.double(), residual.double(), atol=1e-5)
+    root = torch.linalg.cholesky(c.double())
+    basis = torch.linalg.qr(keys.double(), mode="complete").Q[:, 4:]
+    g = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        other = delta + 0.1 * torch.randn(5, 8, generator=g, dtype=torch.float64) @ basis.T
+        assert torch.allclose(other @ keys.double(), residual.double(), atol=1e-5)
+        assert ((delta @ root) ** 2).sum() < ((other @ root) ** 2).sum()
+
+
+def test_equality_for_one_key_is_rome_s_rank_one_update() -> None:
+    residual, keys, c = problem(1, 4)
+    left, right = solve(residual, keys, inverse(factor(c)), slack=0.0)
+    u = torch.linalg.solve(c.double(), keys[:, 0].double())
+    wanted = torch.outer(residual[:, 0].double(), u) / (u @ keys[:, 0].double())
+    assert torch.allclose((left @ right).double(), wanted, atol=1e-5)
+
+
+def test_null_space_leaves_kept_keys_alone() -> None:
+    """AlphaEdit: the update vanishes on what is kept, and equals its own formula."""
+    g = torch.Generator().manual_seed(0)
+    kept = torch.randn(12, 7, generator=g, dtype=torch.float64)
+    residual, keys, _ = problem(3, 6)
+    left, right = solve(residual, keys, null_space(kept @ kept.T, share=1e-8))
+    delta = (left @ right).double()
+    assert (delta @ kept).abs().max() < 1e-5
+    assert (delta @ keys.double()).norm() > 0.1
+    q = torch.linalg.qr(kept, mode="complete").Q[:, 7:]
+    p, k = q @ q.T, keys.double()
+    wanted = residual.double() @ k.T @ p @ torch.linalg.inv(k @ k.T @ p + torch.eye(12, dtype=torch.float64))
+    assert torch.allclose(delta, wanted, atol=1e-5)
+    with pytest.raises(ValueError, match="raise the share"):
+        null_space(torch.eye(5), share=0.1)

@@ -5,6 +5,7 @@ import torch
 
 from acedit.editing.batch import Batch, split
 from acedit.editing.keys import key_moments, keys_at
+from acedit.editing.solve import factor, inverse
 from acedit.editing.stages import Stage, Writing, sweep, updates_in
 from acedit.editing.target import Targets, TargetSettings, search
 from acedit.knowledge.compose import Prompt
@@ -103,7 +104,7 @@ def test_sweep_reaches_its_targets_when_nothing_is_preserved(model: LanguageMode
     _, before = keys_at(model, batch.encoded, 1, batch.last)
     weights = [model.down_weight(layer).clone() for layer in range(model.n_layers)]
     n = model.n_neurons
-    updates = sweep(model, [writing], lambda _: 1e-9 * torch.eye(n), ridge=1e-9)
+    updates = sweep(model, [writing], lambda _, size: inverse(factor(1e-9 * (1 + size) * torch.eye(n))))
     with updates_in(model, updates):
         _, after = keys_at(model, batch.encoded, 1, batch.last)
     moved = after - before

@@ -3,7 +3,7 @@
     scores = evaluate(lm, cases, patch=patch)                     # the cases' edits are in the patch
     scores = evaluate(lm, cases, method="ace", known=facts, batch=25)
 
-With a method, one plan is made for all (where the method has stages), and the cases are edited in
+With a method, one plan is made for all (where the method needs one), and the cases are edited in
 batches of `batch`: all edits of a batch go in at once, its cases are scored, and the patch comes off
 before the next. Prompts never start from an entity that a scored question starts from.
 """
@@ -89,7 +89,7 @@ def run_method(
     """Edit and score `cases` in batches of `batch`; `progress` is told cases done and in all."""
     run = Run()
     chosen = named_method(method) if isinstance(method, str) else method
-    if plan is None and chosen.stages:
+    if plan is None and chosen.planned:
         plan = shared_plan(lm, cases, known, seed)
     for at in range(0, len(cases), batch):
         picked = range(at, min(at + batch, len(cases)))

@@ -15,18 +15,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from acedit.attribution.plan import Plan
-from acedit.editing.batch import split
+from acedit.editing.batch import Batch, split
 from acedit.editing.covariance import covariances, inverse_roots
 from acedit.editing.keys import key_moments
 from acedit.editing.methods import Method
 from acedit.editing.methods import method as named_method
 from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.editing.polish import polish
-from acedit.editing.stages import Stage, Update, Writing, sweep
+from acedit.editing.solve import Metric, factor, inverse, null_space
+from acedit.editing.stages import Stage, Update, Writing, sweep, updates_in
 from acedit.editing.target import search
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt, belief_texts
@@ -77,7 +76,7 @@ def edit(
     prompts = composer.prompts()
     if watch is not None:
         watch(prompts)
-    if plan is None and chosen.stages:
+    if plan is None and chosen.planned:
         from acedit.editing.plan import find_plan
 
         tell("choosing layers")
@@ -135,7 +134,7 @@ def _believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) -
 def _layers(stage: Stage, plan: Plan | None) -> tuple[int, ...]:
     assert plan is not None, "a method with stages has a plan"
     found: tuple[int, ...] = getattr(plan, f"{stage.where}_layers")
-    return found
+    return found[-1:] if stage.deepest else found
 
 
 def _write(
@@ -156,36 +155,25 @@ def _write(
         single = [p for p in single if p.template == edits[p.edit].prompt]
     if chosen.prefixes:
         single = _prefixed(lm, single, chosen.prefixes, seed)
-    writings = []
-    for stage in chosen.stages:
-        rows = [p for p in single if p.kind in stage.kinds]
-        layers = _layers(stage, plan)
-        if not rows or not layers:
-            continue
-        tell(f"{stage.name} stage: v* for {len(edits)} edits at layer {layers[-1]}")
-        batches = tuple(split(lm, rows))
-        targets = search(
-            lm,
-            batches,
-            layers[-1],
-            token=stage.token,
-            n_edits=len(edits),
-            settings=stage.target,
-        )
-        writings.append(Writing(stage, layers, batches, targets))
     touched = sorted({layer for stage in chosen.stages for layer in _layers(stage, plan)})
     if chosen.layers == "all":
         touched = list(range(lm.n_layers))
-    if writings:
-        c = covariances(lm, texts, sorted({x for w in writings for x in w.layers}), cache_dir=cache_dir)
-        known = key_moments(lm, replay, list(c)) if chosen.known and replay else {}
-
-        def preserve(layer: int) -> Float[Tensor, "n_neurons n_neurons"]:
-            p = chosen.lam * lm.n_neurons * c[layer].double()
-            return p + chosen.known * lm.n_neurons * known[layer] if known else p
-
-        tell("writing layer by layer")
-        updates = sweep(lm, writings, preserve, ridge=chosen.ridge)
+    elif chosen.layers == "query" and plan is not None:
+        touched = [plan.query_layers[-1]]
+    groups = [single]
+    if chosen.one_by_one:
+        groups = [[p for p in single if p.edit == i] for i in range(len(edits))]
+    updates: list[Update] = []
+    if chosen.stages:
+        metric = _metric(lm, chosen, texts, touched, replay, cache_dir)
+        for group in groups:
+            for stages in [(stage,) for stage in chosen.stages] if chosen.in_turn else [chosen.stages]:
+                with updates_in(lm, updates):
+                    writings = _targets(lm, group, stages, plan, len(edits), tell)
+                    tell("writing layer by layer")
+                    slack = 0.0 if chosen.form == "equality" else 1.0
+                    more = sweep(lm, writings, metric, slack=slack, mean_keys=chosen.mean_keys)
+                updates = _added(updates, more)
     else:
         zero = torch.zeros(lm.d_model, 1, device=lm.device)
         updates = [Update(layer, zero, torch.zeros(1, lm.n_neurons, device=lm.device)) for layer in touched]
@@ -205,6 +193,62 @@ def _write(
             whiten=whiten,
         )
     return updates
+
+
+def _targets(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    stages: Sequence[Stage],
+    plan: Plan | None,
+    n_edits: int,
+    tell: Progress,
+) -> list[Writing]:
+    """v* of every stage that has prompts and layers, on the model as it stands."""
+    writings = []
+    for stage in stages:
+        rows = [p for p in prompts if p.kind in stage.kinds]
+        layers = _layers(stage, plan)
+        if not rows or not layers:
+            continue
+        tell(f"{stage.name} stage: v* for {len({p.edit for p in rows})} edits at layer {layers[-1]}")
+        batches = tuple(split(lm, rows))
+        targets = search(lm, batches, layers[-1], token=stage.token, n_edits=n_edits, settings=stage.target)
+        writings.append(Writing(stage, layers, batches, targets))
+    return writings
+
+
+def _metric(
+    lm: LanguageModel,
+    chosen: Method,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    replay: Sequence[Batch],
+    cache_dir: Path | None,
+) -> Callable[[int, float], Metric]:
+    """What the closed form preserves, as `solve` wants it."""
+    c = covariances(lm, texts, layers, cache_dir=cache_dir)
+    known = key_moments(lm, replay, list(c)) if chosen.known and replay else {}
+
+    def metric(layer: int, size: float) -> Metric:
+        if chosen.form == "null":
+            return null_space(c[layer])
+        p = chosen.lam * lm.n_neurons * c[layer].double()
+        if known:
+            p = p + chosen.known * lm.n_neurons * known[layer]
+        return inverse(factor(p + chosen.ridge * size * torch.eye(len(p), dtype=p.dtype, device=p.device)))
+
+    return metric
+
+
+def _added(updates: Sequence[Update], more: Sequence[Update]) -> list[Update]:
+    """Both sets of updates, one a layer: factors side by side."""
+    by_layer: dict[int, list[Update]] = {}
+    for update in [*updates, *more]:
+        by_layer.setdefault(update.layer, []).append(update)
+    return [
+        Update(layer, torch.cat([u.left for u in some], dim=1), torch.cat([u.right for u in some]))
+        for layer, some in sorted(by_layer.items())
+    ]
 
 
 def _prefixed(lm: LanguageModel, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:

@@ -1,17 +1,25 @@
-"""The closed form (Eq. 11 and 12), with the number of keys as the small side.
+"""The closed forms, with the number of keys as the small side.
 
-    left, right = solve(residuals, keys, preserve=factor(c, ridge=...))
+    left, right = solve(residuals, keys, inverse(factor(p)))           # MEMIT, PMET, ACE (Eq. 12)
+    left, right = solve(residuals, keys, inverse(factor(c)), slack=0)  # ROME, EMMET
+    left, right = solve(residuals, keys, null_space(c))                # AlphaEdit
     # Δ = left @ right, (d_model, n_neurons)
 
-    Δ = R Kᵀ (P + K Kᵀ)⁻¹,   P = λ·C + known keys + ridge·I
-
-By the push-through identity Δ = R (I + Kᵀ P⁻¹ K)⁻¹ Kᵀ P⁻¹, so P is factored once a layer and each edit
-solves n × n: no N × N matrix is inverted.
+All are Δ = R (s·I + Kᵀ Q K)⁻¹ Kᵀ Q for a symmetric Q (a `Metric`: K ↦ Q K) and a slack s:
+- Q = P⁻¹ with P = λ·C + known keys + ridge·I and s = 1 is R Kᵀ (P + K Kᵀ)⁻¹ (Eq. 11 and 12) by the
+  push-through identity: P is factored once a layer and each edit solves n × n;
+- s = 0 makes Δ K = R hold exactly (Gupta et al. 2024, Eq. 8; for one key Meng et al. 2022, Eq. 2);
+- Q the projector on the null space of what is kept makes Δ vanish there (Fang et al. 2025, Eq. 14).
 """
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+Metric = Callable[[Tensor], Tensor]
+"""K ↦ Q K, both (n_neurons, n) float64."""
 
 
 def factor(
@@ -28,20 +36,46 @@ def factor(
     return lower
 
 
+def inverse(cholesky: Float[Tensor, "n_neurons n_neurons"]) -> Metric:
+    """Q = P⁻¹, from P's Cholesky factor."""
+
+    def apply(keys: Tensor) -> Tensor:
+        solved: Tensor = torch.cholesky_solve(keys, cholesky)
+        return solved
+
+    return apply
+
+
+def null_space(moments: Float[Tensor, "n_neurons n_neurons"], share: float = 0.02) -> Metric:
+    """Q projects on the directions that kept keys hardly use (AlphaEdit).
+
+    share: the least used directions that together hold at most so much of tr(moments) count as null.
+    AlphaEdit cuts at an absolute eigenvalue of 2e-2, a figure for the models it names. Raises ValueError
+    where none is.
+    """
+    values, vectors = torch.linalg.eigh(moments.double())
+    null = vectors[:, values.clamp(min=0).cumsum(0) <= share * values.sum()]
+    if not null.shape[1]:
+        raise ValueError("no direction is left free of what is kept; raise the share")
+    return lambda keys: null @ (null.T @ keys)
+
+
 def solve(
     residuals: Float[Tensor, "d_model n"],
     keys: Float[Tensor, "n_neurons n"],
-    cholesky: Float[Tensor, "n_neurons n_neurons"],
+    metric: Metric,
+    *,
+    slack: float = 1.0,
 ) -> tuple[Float[Tensor, "d_model n"], Float[Tensor, "n n_neurons"]]:
-    """Δ = left @ right for targets R and keys K (Eq. 12); the factors are float32.
+    """Δ = left @ right for targets R and keys K; the factors are float32.
 
     `left` is R itself, so what is optimised further can stay in the space of targets; `right` is
-    (I + Kᵀ P⁻¹ K)⁻¹ Kᵀ P⁻¹.
+    (s·I + Kᵀ Q K)⁻¹ Kᵀ Q. Raises torch.linalg.LinAlgError for slack 0 and keys that repeat.
     """
     k = keys.double()
-    whitened = torch.cholesky_solve(k, cholesky)  # P⁻¹ K
-    gram = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + k.T @ whitened
-    right = torch.linalg.solve(gram, whitened.T)
+    moved = metric(k)
+    gram = slack * torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + k.T @ moved
+    right = torch.linalg.solve(gram, moved.T)
     return residuals.float(), right.float()
 
 

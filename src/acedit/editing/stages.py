@@ -5,7 +5,7 @@ how the residual is spread over them. Every stage's targets are searched on the 
 one ascending sweep writes each layer towards its fixed targets, on the weights as they then are
 (Eq. 12). `editing.polish` goes on from there with gradients.
 
-    updates = sweep(lm, writings, preserve, ridge=0.03)
+    updates = sweep(lm, writings, metric)
 
 Footguns: `sweep` writes to the live model and puts it back before it returns, also when it raises.
 Written one stage after the other with targets searched on the model as it then is, the first write
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from acedit.editing.batch import Batch
 from acedit.editing.keys import keys_at
-from acedit.editing.solve import factor, solve
+from acedit.editing.solve import Metric, solve
 from acedit.editing.target import Targets, TargetSettings
 from acedit.knowledge.compose import Kind
 from acedit.lm.model import LanguageModel
@@ -37,7 +37,8 @@ Spread = Literal["even", "root"]
 class Stage:
     """One write: `kinds` of prompts, at `token`, in the plan's `where` layers.
 
-    spread: of the residual over the remaining layers, "even" (MEMIT) or "root" (PMET, ACE).
+    spread: of the residual over the remaining layers, "even" (MEMIT) or "root" (PMET, ACE). deepest: the
+    last of those layers alone (ROME, EMMET).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Stage:
     token: Token
     where: Where
     spread: Spread = "root"
+    deepest: bool = False
     target: TargetSettings = field(default_factory=TargetSettings)
 
 
@@ -108,14 +110,16 @@ class Writing:
 def sweep(
     lm: LanguageModel,
     writings: Sequence[Writing],
-    preserve: Callable[[int], Float[Tensor, "n_neurons n_neurons"]],
+    metric: Callable[[int, float], Metric],
     *,
-    ridge: float,
+    slack: float = 1.0,
+    mean_keys: bool = False,
 ) -> list[Update]:
     """One ascending pass over the layers; each is written towards the targets of its stages.
 
-    preserve: P of a layer (see `solve`), asked for on the model as it then is. Returns one update a
-    layer; the model is as before.
+    metric, slack: see `solve`; asked for a layer and its keys' mean squared length, on the model as it
+    then is. mean_keys: one key an edit, the mean over its prompts, in place of one a prompt. Returns one
+    update a layer; the model is as before.
     """
     wanted = [_wanted(lm, w) for w in writings]
     updates: list[Update] = []
@@ -128,20 +132,31 @@ def sweep(
                 remaining = len([x for x in writing.layers if x >= layer])
                 share = 1 / remaining if writing.stage.spread == "even" else remaining**-0.5
                 top = writing.layers[-1]
+                keys_of, residuals_of = [], []
                 for batch, goal in zip(writing.batches, goals, strict=True):
                     position = batch.positions(writing.stage.token)
                     keys, _ = keys_at(lm, batch.encoded, layer, position)
                     _, now = keys_at(lm, batch.encoded, top, position)
-                    columns.append(keys)
+                    keys_of.append(keys)
                     out = _ffn_output(lm, batch, layer, position)
-                    residuals.append(into_down_space(lm, layer, (goal - now) * share, out))
-            p = preserve(layer)
-        keys, residual = torch.cat(columns), torch.cat(residuals)
-        size = (keys.double() ** 2).sum() / keys.shape[0]
-        lift = ridge * size * torch.eye(p.shape[0], dtype=torch.float64, device=p.device)
-        left, right = solve(residual.T, keys.T, factor(p.double() + lift))
+                    residuals_of.append(into_down_space(lm, layer, (goal - now) * share, out))
+                keys, residual = torch.cat(keys_of), torch.cat(residuals_of)
+                if mean_keys:
+                    edit = torch.cat([batch.edits() for batch in writing.batches])
+                    keys, residual = _mean_by(edit, keys), _mean_by(edit, residual)
+                columns.append(keys)
+                residuals.append(residual)
+            keys, residual = torch.cat(columns), torch.cat(residuals)
+            size = float((keys.double() ** 2).sum() / keys.shape[0])
+            q = metric(layer, size)
+        left, right = solve(residual.T, keys.T, q, slack=slack)
         updates.append(Update(layer, left, right))
     return updates
+
+
+def _mean_by(edit: Tensor, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "edits width"]:
+    """Mean of the rows of each edit that has any."""
+    return torch.stack([rows[edit == i].mean(0) for i in edit.unique().tolist()])
 
 
 def _wanted(lm: LanguageModel, writing: Writing) -> list[Tensor]:

@@ -3,12 +3,12 @@
 from acedit.editing.methods.method import Method
 from acedit.editing.stages import Stage
 
-METHODS = (
-    Method(
-        name="memit",
-        summary="single-hop prompts, subject token, shallow layers, even spread (Meng et al. 2022)",
-        stages=(Stage("query", kinds=("single",), token="subject", where="query", spread="even"),),
-        prefixes=3,
-        wordings=False,
-    ),
+MEMIT = Method(
+    name="memit",
+    summary="single-hop prompts, subject token, shallow layers, even spread (Meng et al. 2022)",
+    stages=(Stage("query", kinds=("single",), token="subject", where="query", spread="even"),),
+    prefixes=3,
+    wordings=False,
 )
+
+METHODS = (MEMIT,)

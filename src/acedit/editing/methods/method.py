@@ -7,29 +7,43 @@ from acedit.editing.polish import Polish
 from acedit.editing.stages import Stage
 from acedit.knowledge.compose import Amounts, Kind
 
+Form = Literal["ridge", "equality", "null"]
+
 
 @dataclass(frozen=True)
 class Method:
     """A method as data; `edit` runs it.
 
-    layers: which down projections gradient steps move, "plan" (those of the stages) or "all". stages: in
-    no order, none for methods by gradient alone; all targets are searched on the unedited model and
-    written in one ascending sweep. lam: λ of Eq. 11, on C = E[k kᵀ] of the text, as a multiple of N:
-    kᵀ C⁻¹ k grows with N, so the paper's 6000 for GPT-J's N = 16,384 is 0.37·N. known: weight on the
-    mean outer product of the keys of known facts at edited positions. ridge: on the identity, in
-    multiples of a key's mean squared length over N. prefixes: how many sampled contexts each single-hop
-    prompt is repeated behind (MEMIT). polished: prompts the gradient steps pull.
+    layers: which down projections gradient steps move: those of the "stages", the deepest "query" layer
+    of the plan, or "all". stages: none for methods by gradient alone; all targets are searched on the
+    unedited model and written in one ascending sweep, or, `in_turn`, stage after stage in the order given,
+    each one's targets searched on the model as the last left it. one_by_one: edits are written one after
+    the other. lam: λ of Eq. 11, on C = E[k kᵀ] of the text, as a multiple of N: kᵀ C⁻¹ k grows with N, so
+    the paper's 6000 for GPT-J's N = 16,384 is 0.37·N. known: weight on the mean outer product of the keys
+    of known facts at edited positions. ridge: on the identity, in multiples of a key's mean squared length
+    over N. prefixes: how many sampled contexts each single-hop prompt is repeated behind (MEMIT). form:
+    the closed form, "ridge" (Eq. 12), "equality" (ROME, EMMET) or "null" (AlphaEdit), see `solve`.
+    mean_keys: one key an edit, the mean over its prompts. polished: prompts the gradient steps pull.
     """
 
     name: str
     summary: str
     stages: tuple[Stage, ...] = ()
-    layers: Literal["plan", "all"] = "plan"
+    layers: Literal["stages", "query", "all"] = "stages"
     lam: float = 6000 / 16384
     known: float = 0.0
     ridge: float = 0.0
     prefixes: int = 0
+    form: Form = "ridge"
+    mean_keys: bool = False
+    one_by_one: bool = False
+    in_turn: bool = False
     wordings: bool = True  # write every wording of the relation, or the edit's own prompt alone
     amounts: Amounts = field(default_factory=Amounts)
     polish: Polish | None = None
     polished: tuple[Kind, ...] = ("single", "lead", "ripple", "middle", "keep")
+
+    @property
+    def planned(self) -> bool:
+        """Whether it needs a plan of layers."""
+        return bool(self.stages) or self.layers == "query"

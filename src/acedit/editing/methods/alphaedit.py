@@ -1,0 +1,15 @@
+"""AlphaEdit (Fang et al. 2025): MEMIT's write, confined to directions that kept keys hardly use."""
+
+from dataclasses import replace
+
+from acedit.editing.methods.memit import MEMIT
+
+METHODS = (
+    replace(
+        MEMIT,
+        name="alphaedit",
+        summary="MEMIT in the null space of what is kept (Fang et al. 2025)",
+        form="null",
+        mean_keys=True,
+    ),
+)
