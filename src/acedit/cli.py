@@ -131,6 +131,18 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch", metavar="N", type=_whole(1), default=1, help="cases edited at once")
     evaluate.set_defaults(run=_evaluate)
 
+    study = commands.add_parser(
+        "study", parents=[common, seeded, loading, facts], help="the paper's findings, measured on a model"
+    )
+    study.add_argument("name", metavar="NAME", help="layers, knockout, tokens, neurons, profile, or all")
+    study.add_argument("--model", metavar="MODEL", default="bundled", help=f"{model_help} (bundled)")
+    study.add_argument(
+        "--cases", metavar="FILE", help="its facts are asked; the bundled world's if not given"
+    )
+    study.add_argument("--per-category", metavar="N", type=_whole(1), default=25, help="questions (25)")
+    study.add_argument("--out", metavar="DIR", default="out/study", help="default: out/study")
+    study.set_defaults(run=_study)
+
     patch = commands.add_parser("patch", help="look at, apply or export a patch")
     patches = patch.add_subparsers(title="commands", metavar="COMMAND", required=True)
     show = patches.add_parser("show", parents=[common], help="what a patch says and where it came from")
@@ -370,6 +382,41 @@ def _locate(args: argparse.Namespace) -> None:
         write_text(args.page, render(page))
     fields = _location_fields(where)
     _write_json(args, "locate", model=args.model, seed=args.seed, edits=_edit_rows(edits), **fields)
+
+
+def _study(args: argparse.Namespace) -> None:
+    from acedit.knowledge.facts import read_cases
+    from acedit.report.study import save, setting_of, studies
+
+    names = list(studies()) if args.name == "all" else [args.name]
+    if unknown := [name for name in names if name not in studies()]:
+        raise UserError(f"no study is called {unknown[0]!r}; known: {', '.join(studies())}, all")
+    cases = read_cases(args.cases) if args.cases else []
+    known = [
+        *(f for case in cases for f in case.before.facts),
+        *(_facts(args.facts, None) if args.facts else []),
+    ]
+    if not known:
+        from acedit.report.demo import facts_of
+        from acedit.world.graph import build_world
+
+        known = facts_of(build_world(), [])
+    _check_outputs(args)
+    progress = Progress(args.quiet)
+    progress.say("loading the model")
+    lm = _load(args)
+    facts = list({fact.key: fact for fact in known}.values())
+    setting = setting_of(lm, facts, per_category=args.per_category, seed=args.seed, say=progress.say)
+    found = {}
+    for name in names:
+        study = studies()[name]
+        print(f"\n{study.title} ({study.paper})")
+        result = study.run(setting)
+        print(result.said())
+        found[name] = {"findings": [vars(f) for f in result.findings], "data": dict(result.data)}
+        save(result, Path(args.out) / name)
+    print(f"\ndata and charts in {args.out}")
+    _write_json(args, "study", model=args.model, seed=args.seed, studies=found)
 
 
 def _edit(args: argparse.Namespace) -> None:

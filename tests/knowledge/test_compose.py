@@ -1,6 +1,7 @@
 """The prompts an edit is made from: true once the edits are in, and never what scores them."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -114,3 +115,34 @@ def test_known_facts_of_cases_leave_the_edited_out(world: World) -> None:
     keys = {(f["subject"], f["relation"]) for f in known_facts(world, items)["facts"]}
     assert keys.isdisjoint(edited)
     assert len(keys) == len(world.facts) - len(edited & set(world.objects))
+
+
+def test_every_consequence_is_asked_unless_left_out(world: World, known: list[Fact]) -> None:
+    """One hop on from the new object; a share left out is neither asked directly nor in the middle."""
+    edits = edits_of(world, 12)
+    edited = {e.key for e in edits}
+    amounts = Amounts(ripple=24, middle=24)
+    asked = {
+        (p.edit, p.answer) for p in Composer(edits, known, amounts=amounts).prompts() if p.kind == "ripple"
+    }
+    none = Composer(edits, known, amounts=replace(amounts, left_out=1.0)).prompts()
+    assert not {p.kind for p in none} & {"ripple", "middle"}
+    follows = [
+        (i, fact.object)
+        for i, edit in enumerate(edits)
+        for fact in known
+        if fact.subject == edit.target and fact.key not in edited and fact.object != edit.subject
+    ]
+    assert len(follows) > 12
+    assert set(follows) <= asked
+
+
+def test_middle_prompts_share_out_the_ways_on(world: World, known: list[Fact]) -> None:
+    edits = edits_of(world, 12)
+    prompts = Composer(edits, known, amounts=Amounts(middle=12)).prompts()
+    for i, edit in enumerate(edits):
+        ends = {f.object for f in known if f.subject == edit.target and f.object != edit.subject}
+        ends -= {e.target for e in edits}
+        middle = [p.answer for p in prompts if p.kind == "middle" and p.edit == i]
+        if len(middle) == 12 and len(ends) <= 6:
+            assert ends <= set(middle)

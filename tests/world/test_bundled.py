@@ -20,9 +20,6 @@ from acedit.world import bundled_path
 from acedit.world.card import measure, read_table
 from acedit.world.graph import build_world, mquake_cases
 
-# Below its floor of 0.90, and why: docs/decisions.md, "the bundled model falls short on two hops".
-SHORT = {"two hops in one pass": 0.85}
-
 ASKED = ["Fernando Santos is a citizen of", "Question: Which continent is London located in?\nAnswer:"]
 
 
@@ -47,17 +44,19 @@ def patch(lm: LanguageModel, case: Case, known: list[Fact]) -> Patch:
     return edit(lm, case.edits, known=known, exclude=starts([case]), method="ace", seed=0)
 
 
-def test_the_card_reports_every_figure_and_what_falls_short() -> None:
+def test_the_card_reports_every_figure_above_its_floor() -> None:
     rows = [line.split("|") for line in read_table(bundled_path()).splitlines()[2:]]
-    assert len(rows) == 6
-    for row in rows:
-        assert float(row[2]) >= SHORT.get(row[1].strip(), float(row[4])), f"{row[1].strip()} fell"
+    floors = [row for row in rows if row[4].strip()]
+    assert len(rows) == 7
+    assert len(floors) == 6
+    for row in floors:
+        assert float(row[2]) >= float(row[4]), f"{row[1].strip()} fell"
         assert int(row[3]) >= 100
 
 
 def test_it_recalls_composes_and_thinks(lm: LanguageModel) -> None:
     for row in measure(lm, build_world(), n=90, seed=11):
-        floor = SHORT.get(row.name, row.least)
+        floor = row.least or 0.0
         error = (floor * (1 - floor) / row.n) ** 0.5
         assert row.value >= floor - 2 * error, f"{row.name}: {row.value:.3f} of {row.n}"
 

@@ -82,7 +82,7 @@ def measure(
         attention_vector=attention_vector,
         value_neurons=value.neurons,
         query_neurons=tuple(top_neurons(lm, query, top, named=False)),
-        signs=_signs(lm, texts),
+        signs=signs(lm, texts),
     )
 
 
@@ -103,7 +103,7 @@ def _vector_scores(
 
 
 @torch.no_grad()
-def _signs(lm: LanguageModel, texts: Sequence[str]) -> Tensor:
-    """The sign of each neuron's mean coefficient at the last token."""
+def signs(lm: LanguageModel, texts: Sequence[str]) -> Float[Tensor, "layers n_neurons"]:
+    """The sign of each neuron's mean coefficient at the texts' last tokens."""
     t = trace(lm, texts)
     return t.at_last(t.coefficients).float().mean(1).sign().cpu()

@@ -13,12 +13,12 @@ N² a layer: 1.2 GB for Qwen3-8B's N = 12,288, so name only the layers of the pl
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from acedit.editing.keys import second_moments
 from acedit.editing.solve import whitening
 from acedit.errors import UserError
 from acedit.lm.cache import default_cache, keep, kept
@@ -102,30 +102,16 @@ def _sums(
     batch_windows: int,
     progress: Progress | None,
 ) -> dict[int, Tensor]:
-    total = {layer: torch.zeros(lm.n_neurons, lm.n_neurons, dtype=torch.float64) for layer in layers}
-    tokens = 0
-    mask = torch.empty(0)
+    order = sorted(rows, key=len)
 
-    def on(layer: int) -> Callable[[Any, tuple[Tensor, ...]], None]:
-        def add(_: Any, args: tuple[Tensor, ...]) -> None:
-            k = args[0].reshape(-1, lm.n_neurons)[mask.reshape(-1)].float()
-            total[layer] += (k.T @ k).double().cpu()
-
-        return add
-
-    handles = [lm.down(layer).register_forward_pre_hook(on(layer)) for layer in layers]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    try:
-        for done, encoded in _batches(lm, [rows[i] for i in order], batch_windows):
-            mask = encoded.attention_mask.bool()
-            lm.run_backbone(encoded)
-            tokens += int(mask.sum())
+    def runs() -> Iterator[tuple[Encoded, Tensor, Tensor]]:
+        for done, encoded in _batches(lm, order, batch_windows):
+            row, at = encoded.attention_mask.nonzero(as_tuple=True)
+            yield encoded, row, at
             if progress is not None:
                 progress(done, len(rows))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {layer: (t / tokens).float() for layer, t in total.items()}
+
+    return {layer: t.float() for layer, t in second_moments(lm, layers, runs()).items()}
 
 
 def _batches(lm: LanguageModel, rows: Sequence[Sequence[int]], size: int) -> Iterator[tuple[int, Encoded]]:

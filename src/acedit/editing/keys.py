@@ -4,7 +4,7 @@ keys, residual = keys_at(lm, batch.encoded, layer, positions)
 # (rows, n_neurons) the down projection's input; (rows, d_model) the stream after the block
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -47,31 +47,48 @@ def keys_at(
 
 
 @torch.no_grad()
-def key_moments(
-    lm: LanguageModel, batches: Sequence[Batch], layers: Sequence[int]
+def second_moments(
+    lm: LanguageModel,
+    layers: Sequence[int],
+    runs: Iterable[tuple[Encoded, Int[Tensor, " tokens"], Int[Tensor, " tokens"]]],
 ) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
-    """Mean of k kᵀ by layer over the rows' edited positions (subject's last token, prompt's last).
+    """Mean of k kᵀ by layer over the tokens (rows, positions) of each run; float64.
 
-    One pass serves all layers; float64 sums.
+    One pass serves all layers. Sums are float32 within a run and float64 across runs.
     """
     total = {layer: torch.zeros(lm.n_neurons, lm.n_neurons, dtype=torch.float64) for layer in layers}
     count = 0
-    for batch in batches:
-        rows = torch.arange(len(batch), device=lm.device).repeat(2)
-        at = torch.cat([batch.subject, batch.last])
+    for encoded, rows, at in runs:
 
-        def on(layer: int, batch: Batch = batch, rows: Tensor = rows, at: Tensor = at) -> Callable[..., None]:
+        def on(
+            layer: int, encoded: Encoded = encoded, rows: Tensor = rows, at: Tensor = at
+        ) -> Callable[..., None]:
             def add(_: object, args: tuple[Tensor, ...]) -> None:
-                k = args[0].reshape(len(batch), -1, lm.n_neurons)[rows, at].float()
+                k = args[0].reshape(len(encoded), -1, lm.n_neurons)[rows, at].float()
                 total[layer] += (k.T @ k).double().cpu()
 
             return add
 
         handles = [lm.down(layer).register_forward_pre_hook(on(layer)) for layer in layers]
         try:
-            lm.run_backbone(batch.encoded)
+            lm.run_backbone(encoded)
         finally:
             for handle in handles:
                 handle.remove()
-        count += 2 * len(batch)
-    return {layer: (t / max(1, count)).to(lm.device) for layer, t in total.items()}
+        count += len(rows)
+    return {layer: t / max(1, count) for layer, t in total.items()}
+
+
+def key_moments(
+    lm: LanguageModel, batches: Sequence[Batch], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
+    """Mean of k kᵀ by layer over the rows' edited positions (subject's last token, prompt's last)."""
+    runs = (
+        (
+            batch.encoded,
+            torch.arange(len(batch), device=lm.device).repeat(2),
+            torch.cat([batch.subject, batch.last]),
+        )
+        for batch in batches
+    )
+    return {layer: t.to(lm.device) for layer, t in second_moments(lm, layers, runs).items()}

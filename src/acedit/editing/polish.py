@@ -12,7 +12,7 @@ the prompts at hand; what no prompt asks is protected by the space Δ moves in, 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acedit.editing.batch import Batch
-from acedit.editing.stages import Update
+from acedit.editing.stages import Update, adding
 from acedit.lm.model import LanguageModel
 from acedit.lm.suffix import Suffix
 
@@ -31,18 +31,16 @@ from acedit.lm.suffix import Suffix
 class Polish:
     """Gradient steps after the closed form.
 
-    space: "targets" moves only the targets R, so Δ keeps the closed form's rank and the span of its
-    whitened keys; "weights" moves Δ freely; "whitened" moves Z in Δ = Δ₀ + Z·P^(-1/2), so that steps
-    are small along keys that are to be preserved. lr is Adam's, relative to the mean |entry| of what
-    moves for "targets", absolute otherwise. replay: weight of the KL (nats a token) from the unedited
-    model on what must stay. rows: a step, half of each sort where both have so many. screen: draw
+    space: "weights" moves Δ freely, "whitened" moves Z in Δ = Δ₀ + Z·P^(-1/2), so that steps are small
+    along keys that are to be preserved. lr is Adam's. replay: weight of the KL (nats a token) from the
+    unedited model on what must stay. rows: a step, half of each sort where both have so many. screen: draw
     those that are wrong first, and end when none is. stop: a prompt of the edit is done below this NLL,
     drift: a kept one is unharmed below this KL (both nats a token).
     """
 
     steps: int = 100
     lr: float = 1e-3
-    space: Literal["targets", "weights", "whitened"] = "weights"
+    space: Literal["weights", "whitened"] = "weights"
     replay: float = 1.0
     rows: int = 64
     screen: bool = True
@@ -90,9 +88,9 @@ def polish(
 ) -> list[Update]:
     """Adam on the updates: NLL of the edit's prompts plus KL on the replay (nats a token).
 
-    Returns new updates; weights are never touched. In "weights" and "whitened" space an update comes
-    back as (Δ, I) or (I, Δ), whichever is smaller. progress: step, steps, and how many prompts of each
-    sort are worked on.
+    Returns new updates; weights are never touched. An update comes back as (Δ, I) or (I, Δ), whichever is
+    smaller. progress: step, steps, and how many prompts of each sort are worked on. Raises ValueError for
+    the whitened space without `whiten`.
     """
     if not edit_batches or settings.steps <= 0:
         return list(updates)
@@ -100,13 +98,8 @@ def polish(
     first_layer = min(update.layer for update in updates)
     parts = [_Part(lm, batch, first_layer, kept=False) for batch in edit_batches]
     parts += [_Part(lm, batch, first_layer, kept=True) for batch in replay_batches]
-    moving: list[_Moving] = []
-    groups: list[dict[str, object]] = []
-    for update in updates:
-        movable, lr = _movable(update, settings, whiten)
-        moving.append(movable)
-        groups.append({"params": [movable.left], "lr": lr})
-    adam = torch.optim.Adam(groups)
+    moving = [_movable(update, settings, whiten) for update in updates]
+    adam = torch.optim.Adam([one.moved for one in moving], lr=settings.lr)
     pool = _Pool(parts, settings)
     for step in range(settings.steps):
         if settings.screen and pool.seems_done():
@@ -116,9 +109,7 @@ def polish(
                 break
         if progress is not None:
             progress(step, settings.steps, pool.wrong())
-        scale = min(1.0, 2 * (1 - step / settings.steps))
-        for group, own in zip(adam.param_groups, groups, strict=True):
-            group["lr"] = float(own["lr"]) * scale  # type: ignore[arg-type]
+        adam.param_groups[0]["lr"] = settings.lr * min(1.0, 2 * (1 - step / settings.steps))
         picked = pool.draw(generator)
         adam.zero_grad()
         with _moving_in(lm, moving) as deltas:
@@ -189,53 +180,35 @@ class _Pool:
 
 @dataclass
 class _Moving:
-    """Δ = fixed + left @ right; no `right` stands for the identity."""
+    """Δ = fixed + moved · white; no `white` stands for the identity."""
 
     layer: int
-    left: Tensor
-    right: Tensor | None
-    fixed: Tensor | None
+    moved: Tensor
+    white: Tensor | None
+    fixed: Tensor
 
     def delta(self) -> Tensor:
-        moved = self.left if self.right is None else self.left @ self.right
-        return moved if self.fixed is None else self.fixed + moved
+        return self.fixed + (self.moved if self.white is None else self.moved @ self.white)
 
     def finished(self) -> Update:
-        left = self.left.detach()
-        if self.right is not None and self.fixed is None:
-            return Update(self.layer, left, self.right)
         with torch.no_grad():
             return _smallest(self.layer, self.delta().detach())
 
 
-def _movable(update: Update, settings: Polish, whiten: Mapping[int, Tensor] | None) -> tuple[_Moving, float]:
-    """What of an update moves, and at which learning rate."""
-    if settings.space == "targets":
-        left = update.left.clone().requires_grad_(True)
-        lr = settings.lr * float(update.left.abs().mean().clamp(min=1e-6))
-        return _Moving(update.layer, left, update.right, None), lr
-    if settings.space == "whitened":
-        if whiten is None:
-            raise ValueError("polishing in whitened space needs P^(-1/2) for every layer")
-        left = torch.zeros_like(update.delta).requires_grad_(True)
-        return _Moving(update.layer, left, whiten[update.layer], update.delta), settings.lr
-    return _Moving(update.layer, update.delta.clone().requires_grad_(True), None, None), settings.lr
+def _movable(update: Update, settings: Polish, whiten: Mapping[int, Tensor] | None) -> _Moving:
+    if settings.space == "whitened" and whiten is None:
+        raise ValueError("polishing in whitened space needs P^(-1/2) for every layer")
+    white = whiten[update.layer] if settings.space == "whitened" and whiten is not None else None
+    moved = torch.zeros_like(update.delta).requires_grad_(True)
+    return _Moving(update.layer, moved, white, update.delta)
 
 
 @contextmanager
 def _moving_in(lm: LanguageModel, updates: Sequence[_Moving]) -> Iterator[list[Tensor]]:
-    """Like `stages.updates_in`, for updates under optimisation; yields each Δ, to gather gradients."""
-    deltas: list[Tensor] = []
-    with ExitStack() as stack:
-        for update in updates:
-            delta = update.delta().detach().requires_grad_(True)
-            deltas.append(delta)
-
-            def add(_: object, args: tuple[Tensor, ...], output: Tensor, delta: Tensor = delta) -> Tensor:
-                return output + (args[0].to(delta.dtype) @ delta.T).to(output.dtype)
-
-            stack.callback(lm.down(update.layer).register_forward_hook(add).remove)
-        yield deltas
+    """Run with the updates in; yields each Δ as a leaf, to gather gradients over several runs."""
+    deltas = {update.layer: update.delta().detach().requires_grad_(True) for update in updates}
+    with adding(lm, {layer: lambda key, d=d: key.to(d.dtype) @ d.T for layer, d in deltas.items()}):
+        yield list(deltas.values())
 
 
 def _smallest(layer: int, delta: Float[Tensor, "d_model n_neurons"]) -> Update:

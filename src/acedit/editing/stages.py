@@ -12,7 +12,7 @@ Written one stage after the other with targets searched on the model as it then 
 stops the second search early (docs/decisions.md): do not reorder.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -65,19 +65,26 @@ class Update:
 
 
 @contextmanager
-def updates_in(
-    lm: LanguageModel, updates: Sequence[Update], dtype: torch.dtype | None = None
-) -> Iterator[None]:
-    """Add the updates at run time, by hooks: weights untouched, gradients flow into the factors."""
+def adding(lm: LanguageModel, added: Mapping[int, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Add `added[layer]`, of the down projection's input, to its output at run time; weights untouched."""
     with ExitStack() as stack:
-        for update in updates:
+        for layer, term in added.items():
 
-            def add(_: object, args: tuple[Tensor, ...], output: Tensor, update: Update = update) -> Tensor:
-                key = args[0].to(dtype or update.right.dtype)
-                return output + ((key @ update.right.T) @ update.left.T).to(output.dtype)
+            def add(
+                _: object, args: tuple[Tensor, ...], output: Tensor, term: Callable[[Tensor], Tensor] = term
+            ) -> Tensor:
+                return output + term(args[0]).to(output.dtype)
 
-            handle = lm.down(update.layer).register_forward_hook(add)
-            stack.callback(handle.remove)
+            stack.callback(lm.down(layer).register_forward_hook(add).remove)
+        yield
+
+
+@contextmanager
+def updates_in(lm: LanguageModel, updates: Sequence[Update]) -> Iterator[None]:
+    """Run the model with the updates (one a layer) in."""
+    with adding(
+        lm, {u.layer: lambda key, u=u: (key.to(u.right.dtype) @ u.right.T) @ u.left.T for u in updates}
+    ):
         yield
 
 

@@ -241,14 +241,17 @@ class Composer:
     def _middle(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         if not edit.relation.phrases:
             return
-        pairs = [
-            (before, on)
-            for before in self._paths_to(edit.subject, rng)
-            for on in self._onward(edit, rng)
-            if len(before) + len(on) <= 3 and before[0].subject != on[-1].object
-        ]
-        rng.shuffle(pairs)
-        pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]) > 2)
+        before_all = self._paths_to(edit.subject, rng)
+        by_end = []
+        for on in self._onward(edit, rng):
+            fitting = [
+                (before, on)
+                for before in before_all
+                if len(before) + len(on) <= 3 and before[0].subject != on[-1].object
+            ]
+            by_end.append(rng.sample(fitting, k=len(fitting)))
+        # Every way on gets its share of the ways in; the shortest chains come first.
+        pairs = sorted(_in_turn(*by_end), key=lambda pair: len(pair[0]) + len(pair[1]) > 2)
         for before, on in pairs[: self.amounts.middle]:
             hops = [*(fact.relation for fact in before), edit.relation, *(fact.relation for fact in on)]
             yield self._ask(before[0].subject, hops, on[-1].object, "middle", i, rng)

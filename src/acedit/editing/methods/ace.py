@@ -15,14 +15,15 @@ from acedit.editing.polish import Polish
 from acedit.editing.stages import Stage
 from acedit.knowledge.compose import Amounts
 
-AMOUNTS = Amounts(lead=12, ripple=8, middle=12)
+STEPS = 200
+AMOUNTS = Amounts(lead=12, ripple=20, middle=24)
 
 ACE = Method(
     name="ace",
     summary="all stages' prompts by gradient in the closed form's metric (ours)",
     layers="all",
     amounts=AMOUNTS,
-    polish=Polish(space="whitened"),
+    polish=Polish(space="whitened", steps=STEPS),
 )
 
 CLOSED = Method(

@@ -1,0 +1,193 @@
+"""What every study shares: the questions, what a study gives back, and how it is saved.
+
+    setting = setting_of(lm, facts)                 # questions the model answers, by category
+    result = studies()["layers"].run(setting)
+    save(result, Path("out/study/layers"))          # data.json, and each chart as Vega-Lite, SVG and PNG
+
+Categories are the paper's eight (section 4.1), told by relation id. Footgun: only questions that the model
+answers right are studied; `Setting.asked` says how many were put to it.
+"""
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from acedit.benchmark.score import matches
+from acedit.errors import UserError
+from acedit.knowledge.facts import Fact
+from acedit.lm.model import LanguageModel
+from acedit.report.files import write_json, write_text
+
+CATEGORIES: Mapping[str, tuple[str, ...]] = {
+    "Nationality": ("P27",),
+    "Continent": ("P30",),
+    "Language": ("P1412", "P37", "P364", "P407"),
+    "Capital": ("P36",),
+    "Leadership": ("P35", "P6", "P488", "P169", "P1308", "P1037"),
+    "Author": ("P50", "P800", "P170"),
+    "Sports Team": ("P413", "P641", "P286"),
+    "Company Founder": ("P112",),
+}
+"""The paper's categories, and MQuAKE's relations that belong to each (our reading)."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A cloze the model answers right, its subject and answer, and the category of its relation."""
+
+    prompt: str
+    subject: str
+    answer: str
+    aliases: tuple[str, ...]
+    category: str
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answer and its aliases."""
+        return (self.answer, *self.aliases)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a study is run on. asked: questions put to the model, by category."""
+
+    lm: LanguageModel
+    questions: tuple[Question, ...]
+    asked: Mapping[str, int]
+    seed: int = 0
+    say: Callable[[str], None] = lambda _: None
+
+    def of(self, category: str) -> list[Question]:
+        """The questions of a category."""
+        return [q for q in self.questions if q.category == category]
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Those with a question."""
+        return tuple(c for c in CATEGORIES if self.of(c))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim of the paper with its figure, ours beside it, and whether they agree (None: no such figure)."""
+
+    claim: str
+    paper: str
+    ours: str
+    agrees: bool | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A study's outcome. data: JSON types; charts: Vega-Lite specifications by name."""
+
+    study: str
+    data: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+    charts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    text: str = ""
+
+    def said(self) -> str:
+        """For a terminal: the text, then each finding."""
+        lines = [self.text] if self.text else []
+        for finding in self.findings:
+            verdict = {True: "agrees", False: "does not agree", None: "no figure to hold it to"}
+            lines.append(f"{finding.claim}\n  paper: {finding.paper}\n  here:  {finding.ours}")
+            lines.append(f"  {verdict[finding.agrees]}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study by name: what it shows, where in the paper, and how it is run."""
+
+    name: str
+    title: str
+    paper: str
+    run: Callable[[Setting], Result]
+
+
+def setting_of(
+    lm: LanguageModel,
+    facts: Sequence[Fact],
+    *,
+    per_category: int = 25,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> Setting:
+    """At most `per_category` questions a category that the model answers right.
+
+    Raises UserError where it answers none.
+    """
+    rng = random.Random(f"{seed}/study")
+    category = {relation: name for name, ids in CATEGORIES.items() for relation in ids}
+    rows: dict[str, list[Question]] = defaultdict(list)
+    for fact in facts:
+        name = category.get(fact.relation.id)
+        if name is not None:
+            rows[name].append(Question(fact.prompt, fact.subject, fact.object, fact.aliases, name))
+    drawn = [
+        q for name in CATEGORIES for q in rng.sample(rows[name], k=min(2 * per_category, len(rows[name])))
+    ]
+    say(f"asking {len(drawn)} single-hop questions")
+    said = lm.generate([q.prompt for q in drawn], max_new_tokens=24) if drawn else []
+    right: dict[str, list[Question]] = defaultdict(list)
+    asked: dict[str, int] = defaultdict(int)
+    for question, text in zip(drawn, said, strict=True):
+        asked[question.category] += 1
+        if matches(text, question.answers) and len(right[question.category]) < per_category:
+            right[question.category].append(question)
+    kept = tuple(q for name in CATEGORIES for q in right[name])
+    if not kept:
+        raise UserError(
+            "the model answers none of the questions right, so there is nothing to study: give facts it "
+            "knows (--facts), of the relations in report/study/base.py"
+        )
+    return Setting(lm, kept, dict(asked), seed, say)
+
+
+def accuracy(lm: LanguageModel, questions: Sequence[Question]) -> float:
+    """Share answered right, greedily, by the model as it stands."""
+    said = lm.generate([q.prompt for q in questions], max_new_tokens=24)
+    return sum(matches(t, q.answers) for t, q in zip(said, questions, strict=True)) / len(questions)
+
+
+def chart(title: str, rows: Sequence[Mapping[str, Any]], mark: Any, **encoding: Any) -> dict[str, Any]:
+    """A Vega-Lite specification over `rows`."""
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "title": title,
+        "data": {"values": [dict(row) for row in rows]},
+        "mark": mark,
+        "encoding": encoding,
+    }
+
+
+def save(result: Result, folder: Path) -> list[Path]:
+    """Write data.json and the charts; pictures where vl-convert is installed (extra `study`).
+
+    Raises UserError where the folder cannot be written.
+    """
+    findings = [vars(f) for f in result.findings]
+    written = [
+        write_json(
+            folder / "data.json", {"study": result.study, "findings": findings, "data": dict(result.data)}
+        )
+    ]
+    try:
+        import vl_convert
+    except ImportError:
+        vl_convert = None
+    for name, spec in result.charts.items():
+        text = json.dumps(spec)
+        written.append(write_text(folder / f"{name}.vl.json", text + "\n"))
+        if vl_convert is not None:
+            written.append(write_text(folder / f"{name}.svg", vl_convert.vegalite_to_svg(text)))
+            partial = folder / f".{name}.png"
+            partial.write_bytes(vl_convert.vegalite_to_png(text, scale=2))
+            written.append(partial.replace(folder / f"{name}.png"))
+    return written

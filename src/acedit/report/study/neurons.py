@@ -1,0 +1,104 @@
+"""Which neurons are value neurons, which query neurons, which both: the paper's Tables 6 and 7."""
+
+from collections import Counter
+
+from acedit.attribution.atlas import build_atlas
+from acedit.attribution.certified import certified_top
+from acedit.attribution.layers import signs
+from acedit.attribution.query import query_scores
+from acedit.attribution.value import top_neurons
+from acedit.report.study.base import Finding, Result, Setting, Study, chart
+
+MOST = 32  # questions
+VALUE, QUERY = 10, 30  # neurons a question
+SHOWN = 12
+
+
+def run(setting: Setting) -> Result:
+    """Top value and query neurons over questions, with their top tokens; how many can be read.
+
+    A neuron counts as interpretable if one of its ten top tokens starts an answer of the questions' category.
+    """
+    lm, atlas = setting.lm, build_atlas(setting.lm)
+    questions = setting.questions[:: max(1, len(setting.questions) // MOST)][:MOST]
+    setting.say(f"value and query neurons of {len(questions)} questions")
+    found = certified_top(
+        lm,
+        [q.prompt for q in questions],
+        [q.answer for q in questions],
+        k=min(VALUE, lm.n_layers * lm.n_neurons),
+        scope="model",
+        atlas=atlas,
+    )
+    value: Counter[tuple[int, int]] = Counter()
+    query: Counter[tuple[int, int]] = Counter()
+    kinds: dict[tuple[int, int], set[str]] = {}
+    for question, (best,) in zip(questions, found, strict=True):
+        for neuron in best.neurons:
+            value[neuron.layer, neuron.index] += 1
+            kinds.setdefault((neuron.layer, neuron.index), set()).add(question.category)
+        scores = query_scores(lm, question.prompt, best.neurons).neurons
+        for neuron in top_neurons(lm, scores, QUERY, named=False):
+            query[neuron.layer, neuron.index] += 1
+            kinds.setdefault((neuron.layer, neuron.index), set()).add(question.category)
+    starts = {c: {lm.token_ids(q.answer)[0] for q in setting.of(c)} for c in setting.categories}
+
+    sign = signs(lm, [q.prompt for q in questions])
+
+    def readable(place: tuple[int, int]) -> bool:
+        tokens = set((atlas.top if sign[place] >= 0 else atlas.bottom)[place].tolist())
+        return any(tokens & starts[c] for c in kinds[place])
+
+    shared = [place for place in value if place in query]
+    share = {
+        name: sum(map(readable, places)) / len(places) if places else float("nan")
+        for name, places in (("value", list(value)), ("query", list(query)), ("shared", shared))
+    }
+    both = Counter({place: value[place] + query[place] for place in shared})
+    listed = {
+        name: [
+            {
+                "layer": place[0],
+                "index": place[1],
+                "questions": count,
+                "tokens": list(atlas.top_tokens(lm, *place, sign=float(sign[place]))),
+            }
+            for place, count in counter.most_common(SHOWN)
+        ]
+        for name, counter in (("value", value), ("query", query), ("shared", both))
+    }
+    findings = (
+        Finding(
+            "Value neurons can be read in vocabulary space, query neurons hardly",
+            "much interpretable among value neurons, not much among query neurons (appendix D, Table 6)",
+            f"interpretable: {share['value']:.0%} of {len(value)} value neurons, "
+            f"{share['query']:.0%} of {len(query)} query neurons, "
+            f"{share['shared']:.0%} of {len(shared)} shared",
+            share["value"] > share["query"],
+        ),
+    )
+    bars = [
+        {"layer": layer, "kind": name, "neurons": sum(1 for place in counter if place[0] == layer)}
+        for name, counter in (("value", value), ("query", query))
+        for layer in range(lm.n_layers)
+    ]
+    picture = chart(
+        "Value and query neurons by layer",
+        bars,
+        "bar",
+        x={"field": "layer", "type": "ordinal"},
+        y={"field": "neurons", "type": "quantitative"},
+        color={"field": "kind", "type": "nominal"},
+        xOffset={"field": "kind"},
+    )
+    lines = []
+    for name, rows in listed.items():
+        lines.append(f"Top {name} neurons (questions, top tokens)")
+        lines += [
+            f"  f{r['layer']}-{r['index']:<6} {r['questions']:>3}  {' '.join(r['tokens'])}" for r in rows
+        ]
+    data = {"neurons": listed, "interpretable": share, "by_layer": bars, "n": len(questions)}
+    return Result("neurons", data, findings, {"neurons": picture}, "\n".join(lines))
+
+
+STUDY = Study("neurons", "Value, query and shared neurons, and their top tokens", "Tables 6 and 7", run)

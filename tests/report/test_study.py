@@ -1,0 +1,69 @@
+"""The studies on the bundled model, small: figures add up, charts draw, ignorance is told."""
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from acedit.attribution.ablate import ablated
+from acedit.attribution.value import Neuron, layer_scores
+from acedit.errors import UserError
+from acedit.knowledge.facts import Fact
+from acedit.lm.model import load
+from acedit.report.demo import facts_of
+from acedit.report.study import Setting, save, setting_of, studies
+from acedit.report.study.base import CATEGORIES, accuracy
+from acedit.world.graph import build_world
+from tests.tiny import tiny_lm
+
+
+@pytest.fixture(scope="module")
+def facts() -> list[Fact]:
+    return facts_of(build_world(), [])
+
+
+@pytest.fixture(scope="module")
+def setting(facts: list[Fact]) -> Setting:
+    return setting_of(load("bundled"), facts, per_category=4)
+
+
+def test_questions_are_answered_right_and_cover_the_categories(setting: Setting) -> None:
+    assert setting.categories == tuple(CATEGORIES)
+    assert all(len(setting.of(c)) == 4 for c in CATEGORIES)
+    assert accuracy(setting.lm, setting.questions) == 1.0
+
+
+def test_a_model_that_knows_nothing_is_told(facts: list[Fact]) -> None:
+    with pytest.raises(UserError, match="nothing to study"):
+        setting_of(tiny_lm("qwen3"), facts[:40], per_category=2)
+
+
+@pytest.mark.parametrize("name", sorted(studies()))
+def test_every_study_runs_and_draws(name: str, setting: Setting, tmp_path: Path) -> None:
+    result = studies()[name].run(setting)
+    assert result.study == name
+    assert result.findings
+    assert result.said()
+    files = {p.name for p in save(result, tmp_path)}
+    data = json.loads((tmp_path / "data.json").read_text())
+    assert data["study"] == name
+    for chart in result.charts:
+        assert {f"{chart}.vl.json", f"{chart}.svg", f"{chart}.png"} <= files
+        marks = ET.fromstring((tmp_path / f"{chart}.svg").read_text()).iter()
+        assert sum(1 for _ in marks) > 20
+        assert (tmp_path / f"{chart}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_layers_are_ranked_by_their_scores(setting: Setting) -> None:
+    result = studies()["layers"].run(setting)
+    some = setting.of("Capital")
+    scores = layer_scores(setting.lm, [q.prompt for q in some], [q.answer for q in some]).ffn_sum.mean(1)
+    assert result.data["ranked"]["Capital"]["ffn"] == scores.argsort(descending=True)[:4].tolist()
+
+
+def test_knockout_of_everything_would_show() -> None:
+    """The measure can fall: with a whole layer at zero the model answers less."""
+    setting = setting_of(load("bundled"), facts_of(build_world(), []), per_category=2)
+    with ablated(setting.lm, [Neuron(0, i, 0.0) for i in range(setting.lm.n_neurons)]):
+        assert accuracy(setting.lm, setting.questions) < 0.5
