@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from acedit.knowledge.compose import Amounts, Composer, chain_cloze, chain_question, reserved
+from acedit.knowledge.compose import Amounts, Composer, belief_texts, chain_cloze, chain_question, reserved
 from acedit.knowledge.facts import Edit, Fact
 from acedit.knowledge.relations import held_out, mquake
 from acedit.world.cases import known_facts, make_cases
@@ -61,7 +61,8 @@ def test_answers_hold_under_all_edits(world: World, known: list[Fact]) -> None:
         if prompt.kind in ("ripple", "middle"):
             facts = {o for (s, _), o in after.items() if s == edits[prompt.edit].target}
             further = {o for (s, _), o in after.items() if s in facts}
-            assert prompt.answer in facts | further
+            last = {o for (s, _), o in after.items() if s in further}
+            assert prompt.answer in facts | further | last
 
 
 def test_no_scoring_wording_is_used(world: World, known: list[Fact]) -> None:
@@ -146,3 +147,11 @@ def test_middle_prompts_share_out_the_ways_on(world: World, known: list[Fact]) -
         middle = [p.answer for p in prompts if p.kind == "middle" and p.edit == i]
         if len(middle) == 12 and len(ends) <= 6:
             assert ends <= set(middle)
+
+
+def test_beliefs_are_whole_sentences(known: list[Fact]) -> None:
+    texts = belief_texts(known, chains=20)
+    assert not any("{" in text for text in texts)
+    assert len(texts) > len(known)
+    first = next(fact for fact in known if not reserved(*fact.key))
+    assert texts[0] == f"{first.prompt.format(first.subject)} {first.object}."

@@ -111,12 +111,16 @@ def _check(edits: Sequence[Edit]) -> None:
 
 
 def _believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) -> list[Fact]:
-    """`known` less the facts about new objects, one or two hops on, that the model does not hold."""
+    """`known` less the facts about new objects, up to three hops on, that the model does not hold."""
     by_subject: dict[str, list[Fact]] = {}
     for fact in known:
         by_subject.setdefault(fact.subject, []).append(fact)
-    onward = {f.key: f for e in edits for f in by_subject.get(e.target, ())}
-    onward |= {g.key: g for f in list(onward.values()) for g in by_subject.get(f.object, ())}
+    onward: dict[tuple[str, str], Fact] = {}
+    reached = {edit.target for edit in edits}
+    for _ in range(3):
+        more = {f.key: f for subject in sorted(reached) for f in by_subject.get(subject, ())}
+        onward |= more
+        reached = {f.object for f in more.values()}
     if not onward:
         return list(known)
     asked = [Prompt(f.prompt, f.subject, f.object, "replay", -1) for f in onward.values()]

@@ -207,7 +207,11 @@ def _movable(update: Update, settings: Polish, whiten: Mapping[int, Tensor] | No
 def _moving_in(lm: LanguageModel, updates: Sequence[_Moving]) -> Iterator[list[Tensor]]:
     """Run with the updates in; yields each Δ as a leaf, to gather gradients over several runs."""
     deltas = {update.layer: update.delta().detach().requires_grad_(True) for update in updates}
-    with adding(lm, {layer: lambda key, d=d: key.to(d.dtype) @ d.T for layer, d in deltas.items()}):
+
+    def term(delta: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda key: key.to(delta.dtype) @ delta.T
+
+    with adding(lm, {layer: term(delta) for layer, delta in deltas.items()}):
         yield list(deltas.values())
 
 

@@ -82,9 +82,11 @@ def adding(lm: LanguageModel, added: Mapping[int, Callable[[Tensor], Tensor]]) -
 @contextmanager
 def updates_in(lm: LanguageModel, updates: Sequence[Update]) -> Iterator[None]:
     """Run the model with the updates (one a layer) in."""
-    with adding(
-        lm, {u.layer: lambda key, u=u: (key.to(u.right.dtype) @ u.right.T) @ u.left.T for u in updates}
-    ):
+
+    def term(update: Update) -> Callable[[Tensor], Tensor]:
+        return lambda key: (key.to(update.right.dtype) @ update.right.T) @ update.left.T
+
+    with adding(lm, {update.layer: term(update) for update in updates}):
         yield
 
 

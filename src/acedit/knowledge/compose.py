@@ -214,22 +214,25 @@ class Composer:
                 yield Prompt(text, edit.subject, edit.target, "single", i)
 
     def _onward(self, edit: Edit, rng: random.Random) -> list[tuple[Fact, ...]]:
-        """Chains of one or two hops on from the new object, in turn."""
+        """Chains of one to three hops on from the new object: all of one, then two and three in turn."""
         first = [
             fact
             for fact in self._after[edit.target]
             if fact.object != edit.subject
             and not left_out(edit.subject, fact.relation.id, self.amounts.left_out)
         ]
-        rng.shuffle(first)
-        second = [
-            (fact, after)
-            for fact in first
-            for after in self._after[fact.object]
-            if after.object not in (edit.subject, edit.target)
-        ]
-        rng.shuffle(second)
-        return list(_in_turn([(fact,) for fact in first], second))
+        by_length: list[list[tuple[Fact, ...]]] = [[(fact,) for fact in first]]
+        for _ in range(2):
+            longer = [
+                (*path, fact)
+                for path in by_length[-1]
+                for fact in self._after[path[-1].object]
+                if fact.object not in {edit.subject, edit.target, *(f.object for f in path)}
+            ]
+            by_length.append(longer)
+        for paths in by_length:
+            rng.shuffle(paths)
+        return [*by_length[0], *_in_turn(*by_length[1:])]
 
     def _ripple(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         if not edit.relation.phrases:
@@ -306,7 +309,7 @@ def belief_texts(known: Sequence[Fact], *, seed: int = 0, chains: int = 1500) ->
     onward: dict[str, list[Fact]] = defaultdict(list)
     for fact in usable:
         onward[fact.subject].append(fact)
-    texts = [f"{fact.prompt} {fact.object}." for fact in usable]
+    texts = [f"{fact.prompt.format(fact.subject)} {fact.object}." for fact in usable]
     rng = random.Random(f"{seed}/beliefs")
     for fact in usable:
         if fact.relation.questions:

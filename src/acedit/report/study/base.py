@@ -13,6 +13,8 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +131,9 @@ def setting_of(
     for fact in facts:
         name = category.get(fact.relation.id)
         if name is not None:
-            rows[name].append(Question(fact.prompt, fact.subject, fact.object, fact.aliases, name))
+            rows[name].append(
+                Question(fact.prompt.format(fact.subject), fact.subject, fact.object, fact.aliases, name)
+            )
     drawn = [
         q for name in CATEGORIES for q in rng.sample(rows[name], k=min(2 * per_category, len(rows[name])))
     ]
@@ -178,16 +182,13 @@ def save(result: Result, folder: Path) -> list[Path]:
             folder / "data.json", {"study": result.study, "findings": findings, "data": dict(result.data)}
         )
     ]
-    try:
-        import vl_convert
-    except ImportError:
-        vl_convert = None
+    draw = import_module("vl_convert") if find_spec("vl_convert") else None
     for name, spec in result.charts.items():
         text = json.dumps(spec)
         written.append(write_text(folder / f"{name}.vl.json", text + "\n"))
-        if vl_convert is not None:
-            written.append(write_text(folder / f"{name}.svg", vl_convert.vegalite_to_svg(text)))
+        if draw is not None:
+            written.append(write_text(folder / f"{name}.svg", draw.vegalite_to_svg(text)))
             partial = folder / f".{name}.png"
-            partial.write_bytes(vl_convert.vegalite_to_png(text, scale=2))
+            partial.write_bytes(draw.vegalite_to_png(text, scale=2))
             written.append(partial.replace(folder / f"{name}.png"))
     return written

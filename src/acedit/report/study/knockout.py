@@ -1,6 +1,7 @@
 """Does a category live in few neurons? The paper's Figure 2: the top 1% of a category set to zero."""
 
 import random
+from typing import Any
 
 from acedit.attribution.ablate import ablated
 from acedit.attribution.certified import certified_top
@@ -17,7 +18,7 @@ def run(setting: Setting) -> Result:
     everything = lm.n_layers * lm.n_neurons
     count = max(1, round(SHARE * everything))
     rng = random.Random(f"{setting.seed}/knockout")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for category in setting.categories:
         setting.say(f"knocking out: {category}")
         own = setting.of(category)
@@ -41,7 +42,7 @@ def run(setting: Setting) -> Result:
                 "random": sum(chance) / len(chance),
             }
         )
-    mean = {k: sum(float(r[k]) for r in rows) / len(rows) for k in ("own", "others", "random")}  # type: ignore[arg-type]
+    mean = {kind: sum(r[kind] for r in rows) / len(rows) for kind in ("own", "others", "random")}
     findings = (
         Finding(
             "1% of the neurons, chosen for a category, carries it",

@@ -1,6 +1,7 @@
 """Which neurons are value neurons, which query neurons, which both: the paper's Tables 6 and 7."""
 
 from collections import Counter
+from typing import Any
 
 from acedit.attribution.atlas import build_atlas
 from acedit.attribution.certified import certified_top
@@ -55,7 +56,7 @@ def run(setting: Setting) -> Result:
         for name, places in (("value", list(value)), ("query", list(query)), ("shared", shared))
     }
     both = Counter({place: value[place] + query[place] for place in shared})
-    listed = {
+    listed: dict[str, list[dict[str, Any]]] = {
         name: [
             {
                 "layer": place[0],
