@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -53,7 +53,9 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
                 "pool": args.pool,
                 "edits": args.edits,
                 "left_out": args.left_out,
+                "settings": asdict(methods()[method]),
             }
+            settings = json.loads(json.dumps(settings))
             if json.dumps(settings, sort_keys=True) in done:
                 continue
             if scorer is None:
@@ -86,15 +88,16 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
 def table(rows: list[dict[str, object]]) -> str:
     """Means over seeds, a row a method; n is of all seeds."""
     shown = [m for m in METRICS if m != "mixed"]
-    groups: dict[tuple[str, int], list[dict[str, object]]] = defaultdict(list)
+    groups: dict[str, list[dict[str, object]]] = defaultdict(list)
     for row in rows:
-        settings = row["settings"]
-        groups[settings["method"], settings["batch"]].append(row)
+        alike = {k: v for k, v in row["settings"].items() if k != "seed"}
+        groups[json.dumps(alike, sort_keys=True)].append(row)
     lines = [
         "| method | at once | " + " | ".join(shown) + " | s a fact | rank | norm |",
         "|---|---|" + "---|" * (len(shown) + 3),
     ]
-    for (method, batch), group in groups.items():
+    for group in groups.values():
+        settings = group[0]["settings"]
         cells = []
         for metric in shown:
             values = [g["scores"][metric]["value"] for g in group if g["scores"][metric]["n"]]
@@ -102,7 +105,7 @@ def table(rows: list[dict[str, object]]) -> str:
             cells.append(f"{sum(values) / len(values):.2f} ({n})" if values else "–")
         cost = {k: sum(g["cost"][k] for g in group) / len(group) for k in group[0]["cost"]}
         cells += [f"{cost['seconds_per_fact']:.1f}", f"{cost['rank']:.0f}", f"{cost['norm']:.2f}"]
-        lines.append(f"| {method} | {batch} | " + " | ".join(cells) + " |")
+        lines.append(f"| {settings['method']} | {settings['batch']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

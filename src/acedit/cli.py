@@ -1,4 +1,4 @@
-"""The command line: `acedit demo | locate | edit | ask | evaluate | patch | world`.
+"""The command line: `acedit demo | locate | edit | methods | ask | evaluate | study | patch | world`.
 
     acedit locate bundled edits.json --top 20
     acedit edit bundled edits.json --method ace --out p/
@@ -106,12 +106,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     edit.add_argument("model", metavar="MODEL", help=model_help)
     edit.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
-    edit.add_argument("--method", default="ace", help="ace (default), pmet, memit, ...")
+    edit.add_argument("--method", default="ace", help="ace (default); any of `acedit methods`")
     edit.add_argument("--out", metavar="PATCH", required=True, help="folder to write the patch to")
     edit.add_argument(
         "--exclude", metavar="ENTITY", action="append", default=[], help="entity no prompt may start from"
     )
     edit.set_defaults(run=_edit)
+
+    known = commands.add_parser("methods", parents=[common], help="the editing methods, and what each does")
+    known.set_defaults(run=_methods)
 
     ask = commands.add_parser("ask", parents=[common, loading], help="ask a model, edited or not")
     ask.add_argument("model", metavar="MODEL", help=model_help)
@@ -291,6 +294,17 @@ def _facts(path: str, more: str | None) -> "list[Fact]":
     return found if more is None else [*found, *read_facts(more)]
 
 
+def _scored_starts(path: str) -> set[str]:
+    """Where the questions start, if the edits' file (read before) is one of cases."""
+    from acedit.benchmark.leak import starts
+    from acedit.knowledge.facts import read_cases
+
+    try:
+        return starts(read_cases(path))
+    except UserError:
+        return set()
+
+
 def _check_outputs(args: argparse.Namespace) -> None:
     from acedit.report.files import check_writable
 
@@ -432,13 +446,16 @@ def _edit(args: argparse.Namespace) -> None:
     lm = _load(args)
     from acedit.editing.edit import edit
 
+    exclude = {*args.exclude, *_scored_starts(args.edits)}
+    if len(exclude) > len(args.exclude):
+        progress.say("the edits come in cases: no prompt starts where one of their questions does")
     began = time.monotonic()
     patch = edit(
         lm,
         edits,
         known=known,
         method=args.method,
-        exclude=args.exclude,
+        exclude=exclude,
         seed=args.seed,
         progress=progress.say,
     )
@@ -462,6 +479,16 @@ def _edit(args: argparse.Namespace) -> None:
         plan=patch.plan,
         norms=norms,
     )
+
+
+def _methods(args: argparse.Namespace) -> None:
+    from acedit.editing.methods import methods
+
+    _check_outputs(args)
+    rows = {name: method.summary for name, method in sorted(methods().items())}
+    for name, summary in rows.items():
+        print(f"{name:<15} {summary}")
+    _write_json(args, "methods", methods=rows)
 
 
 def _ask(args: argparse.Namespace) -> None:

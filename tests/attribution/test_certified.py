@@ -14,6 +14,7 @@ from acedit.attribution.value import layer_scores
 from acedit.errors import UserError
 from acedit.lm.families import FAMILIES
 from acedit.lm.model import LanguageModel
+from tests.editing.test_patch import patch_for
 from tests.tiny import tiny_lm
 
 PROMPTS = ["Ann Lee is a citizen of", "Who is Bo Ray?"]
@@ -104,16 +105,18 @@ def _same(scores: Tensor, first: int, part: object, near: float) -> None:
     assert part.rest >= float(values[k]) - near  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma2"])
-def test_layer_sums_are_within_their_error(name: str, tmp_path: Path) -> None:
-    lm = tiny_lm(name, dtype=torch.float64)
+def test_layer_sums_are_within_their_error(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    lm = tiny_lm(name, dtype=dtype)
     atlas = build_atlas(lm, cache_dir=tmp_path)
     true = layer_scores(lm, PROMPTS, ANSWERS, tokens="all").ffn_sum
     for tolerance in (0.05, 1e-6):
         found = certified_layer_sums(lm, PROMPTS, ANSWERS, tokens="all", tolerance=tolerance, atlas=atlas)
         for i, sums in enumerate(found):
             for layer, each in enumerate(sums):
-                assert abs(each.value - float(true[layer, i])) <= each.error + 1e-9
+                near = 1e-9 if dtype == torch.float64 else 1e-4
+                assert abs(each.value - float(true[layer, i])) <= each.error + near
                 assert each.error <= tolerance
 
 
@@ -170,6 +173,26 @@ def test_an_atlas_is_what_brute_force_says_and_resumes(tmp_path: Path) -> None:
     again = build_atlas(lm, cache_dir=tmp_path)
     assert torch.allclose(again.high, atlas.high, atol=1e-5)
     assert isinstance(again, Atlas)
+
+
+def test_a_patched_model_is_refused(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    atlas = build_atlas(lm, cache_dir=tmp_path)
+    with patch_for(lm).applied(lm), pytest.raises(UserError, match="remove the patch first"):
+        certified_top(lm, PROMPTS, ANSWERS, atlas=atlas)
+
+
+def test_silent_neurons_score_nothing(tmp_path: Path) -> None:
+    """OPT's ReLU leaves neurons at zero: their score is known without a look."""
+    lm = tiny_lm("opt")
+    atlas = build_atlas(lm, cache_dir=tmp_path)
+    (found,) = certified_top(lm, PROMPTS[:1], ANSWERS[:1], k=lm.n_neurons, atlas=atlas)
+    scores = layer_scores(lm, PROMPTS[:1], ANSWERS[:1]).neurons[:, 0]
+    assert (scores == 0).any()
+    for layer, part in enumerate(found):
+        assert part.rescored == part.of
+        for neuron in part.neurons:
+            assert neuron.score == pytest.approx(float(scores[layer, neuron.index]), abs=2e-5)
 
 
 def test_broken_weights_are_named(tmp_path: Path) -> None:

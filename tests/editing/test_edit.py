@@ -126,6 +126,26 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         edit(lm, [long], plan=PLAN, cache_dir=tmp_path)
 
 
+@pytest.mark.parametrize("name", [n for n, m in sorted(methods().items()) if m.stages])
+def test_every_stage_is_written(name: str, tmp_path: Path) -> None:
+    """No stage goes without prompts: each of the plan's layers that a stage names is in the patch."""
+    lm = tiny_lm("qwen3")
+    patch = edit(lm, EDITS, known=KNOWN, method=name, plan=PLAN, cache_dir=tmp_path)
+    named = {stage.where for stage in method(name).stages}
+    wanted = {layer for where in named for layer in getattr(PLAN, f"{where}_layers")}
+    assert {u.layer for u in patch.updates if u.left.norm() > 0} == wanted
+
+
+@pytest.mark.parametrize("name", ["pmet", "emmet", "alphaedit"])
+def test_a_short_text_is_enough_or_says_so(name: str, tmp_path: Path) -> None:
+    """Without known facts the covariance spans few keys; an edit, or one clear line."""
+    lm = tiny_lm("qwen3", intermediate_size=400)
+    try:
+        edit(lm, EDITS[:1], method=name, plan=PLAN, cache_dir=tmp_path)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
 def test_rome_is_emmet_for_one_fact(tmp_path: Path) -> None:
     lm = tiny_lm("qwen3")
     rome, emmet = (

@@ -16,7 +16,8 @@ the model holds it. A layer is a file, so an interrupted build goes on with the 
 Footguns: the atlas is of the unedited weights; a patched model is refused. Head biases are no neuron's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,8 @@ class Atlas:
     fingerprint: str
 
     def checked(self, lm: LanguageModel) -> "Atlas":
-        """This atlas, if it is of `lm`. Raises UserError for another model's."""
+        """This atlas, if it is of `lm` as it stands. Raises UserError for another or a patched model."""
+        _refuse_patched(lm)
         if self.fingerprint != lm.fingerprint:
             raise UserError(
                 f"the atlas is of another model (fingerprint {self.fingerprint[:12]}…, this one is "
@@ -117,8 +119,7 @@ def build_atlas(
     cache_dir: None takes `default_cache()`. progress: told layers done and in all. Raises UserError for
     a patched model or weights that are not finite.
     """
-    if lm.patch_stack is not None and len(lm.patch_stack):
-        raise UserError("a patch is on: the atlas is of the unedited model; remove the patch first")
+    _refuse_patched(lm)
     folder = (cache_dir or default_cache()) / "atlas" / lm.fingerprint[:32]
     widest = _widest_row(lm)
     rows = []
@@ -126,7 +127,8 @@ def build_atlas(
         path = folder / f"{layer}.safetensors"
         found = kept(path)
         if found is None or set(found) != {"high", "low", "top", "bottom"}:
-            found = _layer(lm, layer, widest, neuron_tile, token_tile)
+            with whole_products():
+                found = _layer(lm, layer, widest, neuron_tile, token_tile)
             keep(path, found)
         rows.append(found)
         if progress is not None:
@@ -136,6 +138,22 @@ def build_atlas(
         widest=widest,
         fingerprint=lm.fingerprint,
     )
+
+
+def _refuse_patched(lm: LanguageModel) -> None:
+    if lm.patch_stack is not None and len(lm.patch_stack):
+        raise UserError("a patch is on: the atlas is of the unedited model; remove the patch first")
+
+
+@contextmanager
+def whole_products() -> Iterator[None]:
+    """Float32 products in float32 while inside, whatever the process allows (TF32, bf16)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _widest_row(lm: LanguageModel) -> float:

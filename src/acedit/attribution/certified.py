@@ -28,7 +28,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from acedit.attribution.atlas import Atlas, build_atlas, neuron_directions, rounding, unscaled
+from acedit.attribution.atlas import (
+    Atlas,
+    build_atlas,
+    neuron_directions,
+    rounding,
+    unscaled,
+    whole_products,
+)
 from acedit.attribution.value import Neuron, Tokens, readings
 from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
@@ -36,6 +43,7 @@ from acedit.lm.trace import Trace, trace
 
 HEAVY = 32  # tokens of p taken exactly
 TOKEN_TILE = 16384
+ROWS = 1024  # neurons scored exactly in one sweep over the vocabulary
 ROOM = 2 << 30  # bytes that the distributions of one round may take
 DOUBT = 1e-10  # nats; what float64 logarithms and sums may be off, and so what counts as a tie
 
@@ -181,8 +189,11 @@ class _Board:
         self.high = torch.zeros_like(self.low)
         self.level = torch.zeros(shape, dtype=torch.int8, device=lm.device)
         self._base, self._scale = _base(lm, t, at)
-        for layer in range(lm.n_layers):
-            self._bound(atlas, layer)
+        with whole_products():
+            for layer in range(lm.n_layers):
+                self._bound(atlas, layer)
+        # What a silent neuron scores is known: nothing.
+        self.level[(self.low == 0) & (self.high == 0)] = 2
 
     def _bound(self, atlas: Atlas, layer: int) -> None:
         lm = self._lm
@@ -195,7 +206,9 @@ class _Board:
             if norm is not None:
                 readers = unscaled(lm, norm).transpose(readers)
         products = (vectors @ readers.flatten(0, 1).to(self._work).T).unflatten(1, readers.shape[:2])
-        off = rounding(lm.d_model, self._work) * readers.norm(dim=2).amax(1)
+        # The tail's mean was summed over the vocabulary in float64.
+        summed = len(lm.unembedding) * torch.finfo(torch.float64).eps
+        off = (rounding(lm.d_model, self._work) + summed) * readers.norm(dim=2).amax(1)
         for i, prompt in enumerate(self._at.prompt.tolist()):
             scale = self._scale[i, layer]
             ends = torch.stack([atlas.low[layer] * scale, atlas.high[layer] * scale])
@@ -207,13 +220,17 @@ class _Board:
                 self._base.heavy[rows[i]],
                 self._base.tail[rows[i]],
             )
-            self.low[prompt, layer] += low
-            self.high[prompt, layer] += high
+            idle = scale == 0
+            self.low[prompt, layer] += low.masked_fill(idle, 0.0)
+            self.high[prompt, layer] += high.masked_fill(idle, 0.0)
 
     def rescore(self, places: Int[Tensor, " n"], level: int) -> None:
         """Exact scores of the neurons at `places`, each once."""
-        if not len(places):
-            return
+        with whole_products():
+            for some in places.split(ROWS):
+                self._rescore(some, level)
+
+    def _rescore(self, places: Int[Tensor, " n"], level: int) -> None:
         lm, at = self._lm, self._at
         dtype = self._work if level == 1 else torch.float64
         places = places[(places // lm.n_neurons % lm.n_layers).argsort(stable=True)]
@@ -277,16 +294,18 @@ class _Board:
         return torch.tensor(open_, dtype=torch.long, device=rivals.device)
 
     def _groups(self, rivals: Int[Tensor, " n"]) -> list[list[int]]:
-        """Rivals (by falling low) cut where all that follow lie under all before."""
-        lows, highs = self.low.view(-1)[rivals], self.high.view(-1)[rivals]
-        # Lows fall, so a cut stands where every later high is under this low.
-        after = highs.flip(0).cummax(0).values.flip(0)
-        cuts = [*(after[1:] < lows[:-1]).tolist(), False]
-        groups: list[list[int]] = [[]]
-        for item, cut in zip(rivals.tolist(), cuts, strict=True):
-            groups[-1].append(item)
-            if cut:
-                groups.append([])
+        """Rivals, best first, in runs whose intervals overlap the run's best: what is not ordered yet."""
+        lows, highs = self.low.view(-1)[rivals].tolist(), self.high.view(-1)[rivals].tolist()
+        order = sorted(range(len(lows)), key=lambda i: -(lows[i] + highs[i]))
+        items = rivals.tolist()
+        groups: list[list[int]] = []
+        floor = 0.0
+        for i in order:
+            if groups and highs[i] >= floor:
+                groups[-1].append(items[i])
+            else:
+                groups.append([items[i]])
+                floor = lows[i]
         return groups
 
     def _neuron(self, place: int) -> tuple[int, int]:
@@ -315,13 +334,15 @@ class _Board:
         while True:
             errors = (self.high - self.low) / 2
             total = errors.sum(-1)
-            loose = errors.masked_fill((self.level > 0) | (total <= tolerance)[..., None], -1.0)
+            loose = errors.masked_fill((self.level > 1) | (total <= tolerance)[..., None], -1.0)
             widest = loose.topk(min(64, self._lm.n_neurons), dim=-1)
             start = torch.arange(total.numel(), device=total.device).view(total.shape) * self._lm.n_neurons
             places = (widest.indices + start[..., None])[widest.values >= 0]
             if not len(places):
                 break
-            self.rescore(places, 1)
+            level = self.level.view(-1)[places]
+            self.rescore(places[level == 0], 1)
+            self.rescore(places[level == 1], 2)
         values = ((self.low + self.high) / 2).sum(-1)
         return [
             tuple(LayerSum(v, e) for v, e in zip(row, off, strict=True))
@@ -417,6 +438,8 @@ def _boards(
     atlas = (atlas or build_atlas(lm)).checked(lm)
     if len(prompts) != len(answers):
         raise UserError(f"{len(prompts)} prompts but {len(answers)} answers: give one answer a prompt")
+    if not prompts:
+        raise UserError("there are no prompts to score: give at least one")
     each = (
         len(prompts)
         if together

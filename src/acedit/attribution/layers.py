@@ -6,6 +6,7 @@ table.value, table.query, table.reach       # one figure a layer
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,7 @@ from acedit.knowledge.facts import Edit
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import trace
 
+T = TypeVar("T")
 TOLERANCE = 0.01  # nats a prompt; how well a layer's sum is known
 
 
@@ -35,6 +37,11 @@ class LayerTable:
     value_neurons: tuple[Neuron, ...]
     query_neurons: tuple[Neuron, ...]
     signs: Float[Tensor, "layers n_neurons"]
+
+
+def spaced(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most `most` of the items, evenly spaced over all of them."""
+    return items[:: max(1, -(-len(items) // most))]
 
 
 def old_answers(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> list[str]:
@@ -61,7 +68,7 @@ def measure(
     """
     kind = "lead" if any(p.kind == "lead" for p in prompts) else "single"
     usable = [p for p in prompts if p.kind == kind]
-    picked = usable[:: max(1, len(usable) // most)][:most]
+    picked = spaced(usable, most)
     answers = old_answers(lm, edits, picked)
     texts = [p.text for p in picked]
     n, atlas = len(picked), build_atlas(lm)

@@ -10,8 +10,8 @@ run at that position, so contributions are linear; `norm="exact"` recomputes it.
 token, or with `tokens="all"` the sum over its tokens by teacher forcing. Scores are in nats.
 
 Footguns: families that cap their logits (gemma2) are scored before the cap. FFN biases are nobody's
-neuron. Neurons are scored in tiles; a tile times the vocabulary is the largest array made. The fast
-path, certified by bounds instead of every neuron's distribution, is to stand beside this one.
+neuron. Neurons are scored in tiles; a tile times the vocabulary is the largest array made. `certified` gives
+the top neurons and layer sums much faster.
 """
 
 from collections.abc import Sequence

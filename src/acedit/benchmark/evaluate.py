@@ -8,6 +8,7 @@ batches of `batch`: all edits of a batch go in at once, its cases are scored, an
 before the next. Prompts never start from an entity that a scored question starts from.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from acedit.errors import UserError
 from acedit.knowledge.compose import Composer
 from acedit.knowledge.facts import Case, Edit, Fact
 from acedit.lm.model import LanguageModel
+
+log = logging.getLogger("acedit")
 
 PLANNED = 24  # edits a shared plan is made from
 
@@ -146,5 +149,12 @@ def evaluate(
     everything = range(len(cases))
     if patch is None:
         return summarise(scorer.score(everything), seed=seed)
+    written = {(edit.key, edit.target) for edit in patch.edits}
+    missing = [e for case in cases for e in case.edits if (e.key, e.target) not in written]
+    if missing:
+        log.warning(
+            "%d of the cases' edits are not in the patch, %r with %s among them",
+            len(missing), missing[0].subject, missing[0].relation.id,
+        )  # fmt: skip
     with patch.applied(lm):
         return summarise(scorer.score(everything), seed=seed)

@@ -2,9 +2,9 @@
 
     edit(lm, edits, known=facts, exclude=starts(cases), watch=lambda prompts: check(prompts, cases))
 
-Raises before anything is written. A prompt breaks the rule if it holds a scored question or wording, if
-it starts from an entity that a scored question starts from (the edited subjects' own prompts aside), or
-if it asks a fact that specificity is measured on.
+Raises before anything is written. A prompt breaks the rule if it holds a scored question or wording, or if
+it starts from an entity that a scored question starts from (the edited subjects' own prompts aside). Facts
+that specificity is measured on are kept out where prompts are made (`compose.reserved`).
 """
 
 from collections.abc import Sequence

@@ -256,7 +256,11 @@ def _neighbours(cases: Sequence[Case], known: Sequence[Fact], seed: int) -> Iter
         if fact.key not in edited
     }
     if known:
-        facts = {f.key: f for f in known if f.key not in edited and reserved(*f.key)}
+        # What follows at once from a new object is asked by the edit, reserved or not.
+        asked = {edit.target for case in cases for edit in case.edits}
+        facts = {
+            f.key: f for f in known if f.key not in edited and reserved(*f.key) and f.subject not in asked
+        }
     everything = {**facts, **{f.key: f for f in known if f.key not in edited}}
     by_subject: dict[str, list[Fact]] = defaultdict(list)
     by_relation: dict[str, list[Fact]] = defaultdict(list)

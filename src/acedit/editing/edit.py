@@ -5,8 +5,9 @@
         lm.answer("Which country does his sport come from?")
 
 What makes an edit: its own wordings, the known facts that lead to its subject or follow from its new
-object, and the model's own beliefs. What it never sees: anything that starts from an entity of
-`exclude`, any wording kept for scoring, and the facts `compose.reserved` keeps.
+object, and the model's own beliefs. What no prompt does: start from an entity of `exclude`, use a wording
+kept for scoring, or use a fact that `compose.reserved` keeps (but for what follows at once from a new
+object). The text for the covariance is the known facts said as they are, before the edit.
 """
 
 import logging
@@ -35,6 +36,8 @@ from acedit.lm.model import LanguageModel
 log = logging.getLogger("acedit")
 
 Progress = Callable[[str], None]
+
+FLOOR = 1e-6  # of the mean diagonal, added to what is preserved: a short text spans few keys
 
 
 def edit(
@@ -156,7 +159,7 @@ def _write(
     replay = split(lm, [p for p in prompts if p.kind == "replay"], rows=512, spread=1.5)
     single = [p for p in prompts if p.kind != "replay"]
     if not chosen.wordings:
-        single = [p for p in single if p.template == edits[p.edit].prompt]
+        single = [p for p in single if p.kind != "single" or p.template == edits[p.edit].prompt]
     if chosen.prefixes:
         single = _prefixed(lm, single, chosen.prefixes, seed)
     touched = sorted({layer for stage in chosen.stages for layer in _layers(stage, plan)})
@@ -175,8 +178,7 @@ def _write(
                 with updates_in(lm, updates):
                     writings = _targets(lm, group, stages, plan, len(edits), tell)
                     tell("writing layer by layer")
-                    slack = 0.0 if chosen.form == "equality" else 1.0
-                    more = sweep(lm, writings, metric, slack=slack, mean_keys=chosen.mean_keys)
+                    more = _swept(lm, writings, metric, chosen)
                 updates = _added(updates, more)
     else:
         zero = torch.zeros(lm.d_model, 1, device=lm.device)
@@ -197,6 +199,24 @@ def _write(
             whiten=whiten,
         )
     return updates
+
+
+def _swept(
+    lm: LanguageModel,
+    writings: Sequence[Writing],
+    metric: Callable[[int, float], Metric],
+    chosen: Method,
+) -> list[Update]:
+    """The sweep. Raises UserError where the closed form has no solution."""
+    slack = 0.0 if chosen.form == "equality" else 1.0
+    try:
+        return sweep(lm, writings, metric, slack=slack, mean_keys=chosen.mean_keys)
+    except (torch.linalg.LinAlgError, ValueError) as error:  # type: ignore[attr-defined,unused-ignore]
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"method {chosen.name!r} has no solution here ({said}): its keys repeat, or the text for the "
+            "covariance is too short; give more known facts, or another method"
+        ) from error
 
 
 def _targets(
@@ -239,6 +259,8 @@ def _metric(
         p = chosen.lam * lm.n_neurons * c[layer].double()
         if known:
             p = p + chosen.known * lm.n_neurons * known[layer]
+        floor = FLOOR * float(p.diagonal().mean())
+        p = p + floor * torch.eye(len(p), dtype=p.dtype, device=p.device)
         return inverse(factor(p + chosen.ridge * size * torch.eye(len(p), dtype=p.dtype, device=p.device)))
 
     return metric
@@ -256,12 +278,17 @@ def _added(updates: Sequence[Update], more: Sequence[Update]) -> list[Update]:
 
 
 def _prefixed(lm: LanguageModel, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """Each prompt as it is and behind `count` short contexts of the model's own making (MEMIT)."""
+    """Each prompt as it is, single-hop ones also behind `count` short contexts of the model's own (MEMIT)."""
     starts = ("The", "Therefore", "Because", "I", "You", "Today")
     texts = lm.generate(list(starts[:count]), max_new_tokens=8)
     contexts = [f"{start}{text.rstrip()}. " for start, text in zip(starts, texts, strict=False)]
     clean = [c.replace("{", "").replace("}", "") for c in contexts]
     return [
         *prompts,
-        *(replace(p, template=context + p.template) for p in prompts for context in clean),
+        *(
+            replace(p, template=context + p.template)
+            for p in prompts
+            if p.kind == "single"
+            for context in clean
+        ),
     ]

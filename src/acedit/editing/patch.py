@@ -344,8 +344,9 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
+    data = _read_bytes(path)
     try:
-        record = json.loads(_read_bytes(path))
+        record = json.loads(data)
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error}); it was cut short or altered, get it again") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:

@@ -13,8 +13,9 @@ says the fact in the middle of a chain of thought.
 
 Footguns: wordings are drawn by seed from what the relations carry for editing, never from
 `relations.held_out`. No lead, middle or replay starts from an entity of `exclude` (an edit's own subject
-is asked all the same). One known fact in five is never replayed: they are there to measure what an edit
-did to facts it was not made from (`reserved`). What follows from a new object is all asked, unless
+is asked all the same). One known fact in five is used by no prompt, but where it is what follows at once from
+a new object: they are there to measure what an edit did to facts it was not made from (`reserved`). What
+follows from a new object is all asked, unless
 `Amounts.left_out` keeps a share of it for measuring the same of consequences (`left_out`).
 """
 
@@ -118,7 +119,7 @@ class Amounts:
     ripple: int = 8
     middle: int = 6
     keep: int = 6
-    replay: int = 40  # in all, and a number like it for each edit
+    replay: int = 40  # twice that for one edit; for n, so many times 1 + n // 3
     left_out: float = 0.0
 
 
@@ -172,14 +173,14 @@ class Composer:
 
     def _paths_to(self, subject: str, rng: random.Random) -> list[tuple[Fact, ...]]:
         """Known chains of one or two hops that end at `subject`, in turn."""
-        near = list(self._leads[subject])
+        near = [fact for fact in self._leads[subject] if not reserved(*fact.key)]
         rng.shuffle(near)
         paths: list[tuple[Fact, ...]] = [(fact,) for fact in near if fact.relation.phrases]
         longer = [
             (before, fact)
             for (fact,) in paths
             for before in self._leads[fact.subject]
-            if before.subject != subject and before.relation.phrases
+            if before.subject != subject and before.relation.phrases and not reserved(*before.key)
         ]
         rng.shuffle(longer)
         return list(_in_turn(paths, longer))
@@ -228,6 +229,7 @@ class Composer:
                 for path in by_length[-1]
                 for fact in self._after[path[-1].object]
                 if fact.object not in {edit.subject, edit.target, *(f.object for f in path)}
+                and (fact.key in self._edited or not reserved(*fact.key))
             ]
             by_length.append(longer)
         for paths in by_length:

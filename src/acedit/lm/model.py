@@ -24,6 +24,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -132,6 +133,8 @@ def _source(model: str | Path) -> str:
     looks_local = isinstance(model, Path) or path.is_absolute() or text.startswith((".", "~"))
     if looks_local or text.count("/") > 1 or not text:
         raise UserError(f"there is no model folder {text!r}")
+    if get_close_matches(text, ["bundled"], cutoff=0.75):
+        raise UserError(f"there is no model {text!r}: did you mean 'bundled'?")
     return text
 
 

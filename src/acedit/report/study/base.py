@@ -22,7 +22,7 @@ from acedit.benchmark.score import matches
 from acedit.errors import UserError
 from acedit.knowledge.facts import Fact
 from acedit.lm.model import LanguageModel
-from acedit.report.files import write_json, write_text
+from acedit.report.files import plain, write_json, write_text
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "Nationality": ("P27",),
@@ -184,7 +184,7 @@ def save(result: Result, folder: Path) -> list[Path]:
     ]
     draw = import_module("vl_convert") if find_spec("vl_convert") else None
     for name, spec in result.charts.items():
-        text = json.dumps(spec)
+        text = json.dumps(plain(spec))
         written.append(write_text(folder / f"{name}.vl.json", text + "\n"))
         if draw is not None:
             written.append(write_text(folder / f"{name}.svg", draw.vegalite_to_svg(text)))

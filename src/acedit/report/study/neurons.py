@@ -5,7 +5,7 @@ from typing import Any
 
 from acedit.attribution.atlas import build_atlas
 from acedit.attribution.certified import certified_top
-from acedit.attribution.layers import signs
+from acedit.attribution.layers import signs, spaced
 from acedit.attribution.query import query_scores
 from acedit.attribution.value import top_neurons
 from acedit.report.study.base import Finding, Result, Setting, Study, chart
@@ -21,7 +21,7 @@ def run(setting: Setting) -> Result:
     A neuron counts as interpretable if one of its ten top tokens starts an answer of the questions' category.
     """
     lm, atlas = setting.lm, build_atlas(setting.lm)
-    questions = setting.questions[:: max(1, len(setting.questions) // MOST)][:MOST]
+    questions = spaced(setting.questions, MOST)
     setting.say(f"value and query neurons of {len(questions)} questions")
     found = certified_top(
         lm,

@@ -1,7 +1,6 @@
 """How the answer grows through the layers, and which heads carry it: the paper's Figures 5 and 6."""
 
-import torch
-
+from acedit.attribution.layers import spaced
 from acedit.attribution.value import layer_scores
 from acedit.report.study.base import Finding, Result, Setting, Study, chart
 
@@ -11,7 +10,7 @@ MOST = 48  # questions
 def run(setting: Setting) -> Result:
     """Eq. 9 of each layer's whole FFN and attention vectors, and of each head, mean over questions."""
     lm = setting.lm
-    questions = setting.questions[:: max(1, len(setting.questions) // MOST)][:MOST]
+    questions = spaced(setting.questions, MOST)
     setting.say(f"profiling {len(questions)} questions")
     scores = layer_scores(lm, [q.prompt for q in questions], [q.answer for q in questions])
     ffn, attention = scores.ffn_vector.mean(1), scores.attention_vector.mean(1)
@@ -26,8 +25,8 @@ def run(setting: Setting) -> Result:
         for layer, row in enumerate(heads)
         for head, value in enumerate(row)
     ]
-    deep = float(torch.cat([ffn, attention])[[*range(lm.n_layers // 2, lm.n_layers)]].clamp(min=0).sum())
-    shallow = float(ffn[: lm.n_layers // 2].clamp(min=0).sum())
+    half = lm.n_layers // 2
+    shallow, deep = (float(part.clamp(min=0).mean()) for part in (ffn[:half], ffn[half:]))
     share = heads.flatten().clamp(min=0).sort(descending=True).values
     few = max(1, len(share) // 10)
     held = float(share[:few].sum() / share.sum().clamp(min=1e-9))
@@ -35,7 +34,7 @@ def run(setting: Setting) -> Result:
         Finding(
             "The answer's log-probability rises mostly in deep FFN layers",
             "peaks in deep layers (Fig. 5)",
-            f"FFN layers below the middle add {shallow:.2f} nats, those from it on {deep:.2f}",
+            f"an FFN layer below the middle adds {shallow:.2f} nats, one from it on {deep:.2f}",
             deep > shallow,
         ),
         Finding(

@@ -2,6 +2,7 @@
 
 import torch
 
+from acedit.attribution.layers import spaced
 from acedit.attribution.value import log_increase
 from acedit.lm.trace import trace
 from acedit.report.study.base import Finding, Result, Setting, Study, chart
@@ -14,11 +15,10 @@ TOP = 8  # tokens
 def run(setting: Setting) -> Result:
     """At every token: Eq. 9 summed over FFN and over attention vectors, and the stream's top tokens."""
     lm = setting.lm
-    step = max(1, len(setting.questions) // SHOWN)
     prompts = []
     peaks = []
     rows = []
-    for question in setting.questions[::step][:SHOWN]:
+    for question in spaced(setting.questions, SHOWN):
         t = trace(lm, [question.prompt])
         token = lm.token_ids(question.answer)[0]
         for at in range(int(t.encoded.lengths[0])):
