@@ -13,7 +13,6 @@ are the same, and how the gradient's ranking compares. `--sharp` scales the head
 
 import argparse
 import json
-import resource
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -30,8 +29,13 @@ from acedit.attribution.value import ffn_vectors, log_increase
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import trace
 
-PROMPTS = ["The capital of France is", "Question: Who is the head of state of Peru?\nAnswer:"]
-ANSWERS = ["Lima", "Paris"]
+PROMPTS = [
+    "The capital of France is",
+    "Question: Who is the head of state of Peru?\nAnswer:",
+    "Fernando Santos is a citizen of",
+    "The author of Hamlet is",
+]
+ANSWERS = ["Lima", "Paris", "Portugal", "Shakespeare"]
 
 
 def random_model(args: argparse.Namespace) -> LanguageModel:
@@ -63,7 +67,7 @@ def textbook(lm: LanguageModel, layers: list[int]) -> dict[tuple[int, int], Tens
             vectors = ffn_vectors(lm, t, layer, i, at)
             token = lm.token_ids(answer)[0]
             scores[layer, i] = log_increase(lm, base, vectors, t.residual[-1, i, at], token)
-    return scores
+    return scores  # its time holds one trace of all layers, under 1% of it
 
 
 def gradient(lm: LanguageModel, layers: list[int]) -> dict[tuple[int, int], Tensor]:
@@ -82,6 +86,17 @@ def gradient(lm: LanguageModel, layers: list[int]) -> dict[tuple[int, int], Tens
 def spearman(a: Tensor, b: Tensor) -> float:
     ranks = torch.stack([a.argsort().argsort(), b.argsort().argsort()]).double()
     return float(torch.corrcoef(ranks)[0, 1])
+
+
+def reset_peak() -> int:
+    """Forget the high-water mark of this process; its resident memory now, KiB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
+def status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def clock(work: object, repeats: int, device: str) -> tuple[float, object]:
@@ -119,15 +134,16 @@ def main() -> None:
         round(i * (args.layers - 1) / max(1, args.reference_layers - 1)) for i in range(args.reference_layers)
     ]
     units = len(PROMPTS)
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows = []
     for k in args.k:
+        before = reset_peak()
         fast, found = clock(
             lambda k=k: certified_top(lm, PROMPTS, ANSWERS, k=k, atlas=atlas), args.repeats, args.device
         )
-        fast_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+        fast_peak = status("VmHWM") - before
+        before = reset_peak()
         slow, scores = clock(lambda: textbook(lm, picked), 1, args.device)
-        slow_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+        slow_peak = status("VmHWM") - before
         quick, approximate = clock(lambda: gradient(lm, picked), 1, args.device)
         same = overlap = 0
         rank = []
@@ -149,7 +165,7 @@ def main() -> None:
                 "same_order": same, "compared": len(scores),  # type: ignore[arg-type]
                 "gradient_s": quick / len(picked) / units,
                 "gradient_overlap": overlap / k / len(rank), "gradient_spearman": sum(rank) / len(rank),
-                "peak_mib_certified": fast_peak / 1024, "peak_mib_both": slow_peak / 1024,
+                "peak_mib_certified": fast_peak / 1024, "peak_mib_textbook": slow_peak / 1024,
                 "atlas_s": atlas_time,
                 "break_even_prompts": atlas_time / max(1e-9, (per_slow - per_fast) * args.layers),
             }

@@ -128,10 +128,13 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [n for n, m in sorted(methods().items()) if m.stages])
 def test_every_stage_is_written(name: str, tmp_path: Path) -> None:
-    """No stage goes without prompts: each of the plan's layers that a stage names is in the patch."""
+    """No stage goes without prompts: each of the plan's layers that a stage names is in the patch.
+
+    But for the middle ones: a random model believes nothing that follows from a new object.
+    """
     lm = tiny_lm("qwen3")
     patch = edit(lm, EDITS, known=KNOWN, method=name, plan=PLAN, cache_dir=tmp_path)
-    named = {stage.where for stage in method(name).stages}
+    named = {stage.where for stage in method(name).stages} - {"middle"}
     wanted = {layer for where in named for layer in getattr(PLAN, f"{where}_layers")}
     assert {u.layer for u in patch.updates if u.left.norm() > 0} == wanted
 

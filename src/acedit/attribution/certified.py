@@ -226,6 +226,8 @@ class _Board:
 
     def rescore(self, places: Int[Tensor, " n"], level: int) -> None:
         """Exact scores of the neurons at `places`, each once."""
+        if not len(places):
+            return
         with whole_products():
             for some in places.split(ROWS):
                 self._rescore(some, level)
