@@ -32,6 +32,8 @@ from acedit.knowledge.relations import Relation
 
 T = TypeVar("T")
 
+PATHS = 64  # ways in of each length that are gone on with
+
 Kind = Literal["single", "lead", "ripple", "middle", "keep", "replay"]
 
 
@@ -172,18 +174,21 @@ class Composer:
             yield Prompt(thought, edit.subject, edit.target, "single", i)
 
     def _paths_to(self, subject: str, rng: random.Random) -> list[tuple[Fact, ...]]:
-        """Known chains of one or two hops that end at `subject`, in turn."""
-        near = [fact for fact in self._leads[subject] if not reserved(*fact.key)]
-        rng.shuffle(near)
-        paths: list[tuple[Fact, ...]] = [(fact,) for fact in near if fact.relation.phrases]
-        longer = [
-            (before, fact)
-            for (fact,) in paths
-            for before in self._leads[fact.subject]
-            if before.subject != subject and before.relation.phrases and not reserved(*before.key)
-        ]
-        rng.shuffle(longer)
-        return list(_in_turn(paths, longer))
+        """Known chains of one to three hops that end at `subject`, in turn."""
+        by_length: list[list[tuple[Fact, ...]]] = []
+        paths: list[tuple[Fact, ...]] = [()]
+        for _ in range(3):
+            paths = [
+                (before, *path)
+                for path in paths
+                for before in self._leads[path[0].subject if path else subject]
+                if before.relation.phrases
+                and not reserved(*before.key)
+                and before.subject not in {subject, *(f.subject for f in path)}
+            ]
+            paths = rng.sample(paths, k=min(PATHS, len(paths)))
+            by_length.append(paths)
+        return list(_in_turn(*by_length))
 
     def _asks(
         self,

@@ -16,7 +16,7 @@ from acedit.editing.stages import Stage
 from acedit.knowledge.compose import Amounts
 
 STEPS = 200
-AMOUNTS = Amounts(lead=12, ripple=24, middle=24, keep=8)
+AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8)
 
 ACE = Method(
     name="ace",
