@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from acedit.benchmark.leak import starts
 from acedit.cli import Progress, main
 from acedit.editing.patch import LayerUpdate, Patch, place_of
-from acedit.knowledge.facts import Edit
+from acedit.errors import UserError
+from acedit.knowledge.facts import Edit, read_cases
 from acedit.knowledge.relations import Relation
 from acedit.lm.model import LanguageModel, load
 from tests.tiny import byte_tokenizer, tiny_model
@@ -352,6 +354,42 @@ def test_identical_edits_merge_with_a_notice(
     assert code == 2 and "1 identical edits were merged" in err.splitlines()[0]
 
 
+def test_methods_are_listed(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("methods", "--json", tmp_path / "m.json")
+    assert code == 0
+    listed = json.loads((tmp_path / "m.json").read_text())["methods"]
+    assert {"ace", "ace-paper", "pmet", "rome"} <= set(listed)
+    assert all(name in out and listed[name] for name in listed)
+
+
+def test_unknown_study_and_a_model_that_knows_nothing(
+    fails: Callable[..., str], model_dir: Path, tmp_path: Path
+) -> None:
+    assert "known: layers" in fails("study", "nope", "--out", tmp_path / "s")
+    said = fails("study", "layers", "--model", model_dir, "--per-category", 1, "--out", tmp_path / "s")
+    assert "nothing to study" in said
+
+
+def test_a_case_s_edit_keeps_off_its_questions(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edits given as cases: no prompt starts where a scored question starts."""
+    cases, facts = tmp_path / "cases.json", tmp_path / "facts.json"
+    assert (
+        main(["world", "cases", "--n", "3", "--out", str(cases), "--facts-out", str(facts), "--quiet"]) == 0
+    )
+    seen: dict[str, Any] = {}
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.update(kwargs)
+        raise UserError("seen enough")
+
+    monkeypatch.setattr("acedit.editing.edit.edit", watched)
+    out = str(tmp_path / "p")
+    assert main(["edit", str(model_dir), str(cases), "--facts", str(facts), "--out", out, "--quiet"]) == 2
+    assert seen["exclude"] == starts(read_cases(cases))
+
+
 def test_unknown_method(fails: Callable[..., str], model_dir: Path, edits_file: Path, tmp_path: Path) -> None:
     assert "ace" in fails("edit", model_dir, edits_file, "--method", "magic", "--out", tmp_path / "p")
 
@@ -395,6 +433,10 @@ def test_altered_patch(fails: Callable[..., str], patch_dir: Path) -> None:
     data[-5] ^= 1
     tensors.write_bytes(bytes(data))
     assert "altered" in fails("patch", "show", patch_dir)
+
+
+def test_a_mistyped_bundled_model_is_told(fails: Callable[..., str]) -> None:
+    assert "did you mean 'bundled'?" in fails("ask", "bundel", "Who?")
 
 
 def test_missing_patch(fails: Callable[..., str], tmp_path: Path) -> None:

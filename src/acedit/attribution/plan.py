@@ -99,8 +99,8 @@ def choose_layers(
         {
             "value": f"layers {value_layers} hold {held:.0%} of the value score (Eq. 9) at the last token",
             "query": (
-                f"layers {query_layers} have the highest query score (Eq. 10) of those where v* at the "
-                f"subject's last token reaches {limit:.2f} nats"
+                f"layers {query_layers} have the highest query score (Eq. 10) of the run of layers from "
+                f"{reached[0]} up where v* at the subject's last token reaches {limit:.2f} nats"
             ),
             "middle": "half-way between query and value layers" if middle_layers else "no layer lies between",
         },

@@ -141,11 +141,10 @@ def path_key(path: Path) -> tuple[str, ...]:
     return (path[0].subject, *(fact.relation for fact in path))
 
 
-def _real_facts() -> tuple[dict[tuple[str, str], str], dict[str, dict[str, None]], set[str]]:
-    """Facts, aliases, and all entities (edit targets too) of the real cases."""
+def _real_facts() -> tuple[dict[tuple[str, str], str], dict[str, dict[str, None]]]:
+    """Facts and aliases of the real cases."""
     objects: dict[tuple[str, str], str] = {}
     aliases: dict[str, dict[str, None]] = defaultdict(dict)
-    entities: dict[str, None] = {}
     cases = mquake_cases("2hop") + mquake_cases("hard")
     for case in cases:
         orig = case["orig"]
@@ -158,7 +157,6 @@ def _real_facts() -> tuple[dict[tuple[str, str], str], dict[str, dict[str, None]
         for rewrite in case["requested_rewrite"]:
             key = rewrite["subject"], rewrite["relation_id"]
             objects.setdefault(key, rewrite["target_true"]["str"])
-            entities[rewrite["target_new"]["str"]] = None
     for case in mquake_cases("2hop"):
         orig = case["orig"]
         rows = zip(
@@ -170,7 +168,7 @@ def _real_facts() -> tuple[dict[tuple[str, str], str], dict[str, dict[str, None]
         for triple, label, hop in rows:
             if triple not in orig["edit_triples"]:
                 objects.setdefault((label[0], triple[1]), hop["answer"])
-    return objects, aliases, set(entities)
+    return objects, aliases
 
 
 def _infer_kinds(objects: Mapping[tuple[str, str], str]) -> dict[str, str]:
@@ -211,7 +209,7 @@ def _hubs(
 def build_world(seed: int = SEED) -> World:
     """The world of `seed`: real facts first, completed for real entities, then generated ones."""
     rng = random.Random(seed)
-    objects, alias_rows, _ = _real_facts()
+    objects, alias_rows = _real_facts()
     real = frozenset(objects)
     edited: dict[tuple[str, str], str] = {}
     for case in mquake_cases("2hop") + mquake_cases("hard"):
