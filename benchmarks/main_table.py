@@ -44,6 +44,8 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
     for seed in args.seeds:
         scorer = None
         for method in args.methods:
+            whole = methods()[method]
+            chosen = replace(whole, amounts=replace(whole.amounts, left_out=args.left_out))
             settings = {
                 "model": lm.fingerprint,
                 "method": method,
@@ -53,7 +55,7 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
                 "pool": args.pool,
                 "edits": args.edits,
                 "left_out": args.left_out,
-                "settings": asdict(methods()[method]),
+                "settings": asdict(chosen),
             }
             settings = json.loads(json.dumps(settings))
             if json.dumps(settings, sort_keys=True) in done:
@@ -63,12 +65,11 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
                 cases = cases_from(rows_raw)
                 scorer = Scorer(lm, cases, known=known)
             began = perf_counter()
-            whole = methods()[method]
             run = run_method(
                 lm,
                 cases,
                 scorer,
-                replace(whole, amounts=replace(whole.amounts, left_out=args.left_out)),
+                chosen,
                 known=known,
                 batch=args.batch,
                 seed=seed,

@@ -53,7 +53,7 @@ class Atlas:
 
     def checked(self, lm: LanguageModel) -> "Atlas":
         """This atlas, if it is of `lm` as it stands. Raises UserError for another or a patched model."""
-        _refuse_patched(lm)
+        lm.refuse_patched("the atlas")
         if self.fingerprint != lm.fingerprint:
             raise UserError(
                 f"the atlas is of another model (fingerprint {self.fingerprint[:12]}…, this one is "
@@ -119,7 +119,7 @@ def build_atlas(
     cache_dir: None takes `default_cache()`. progress: told layers done and in all. Raises UserError for
     a patched model or weights that are not finite.
     """
-    _refuse_patched(lm)
+    lm.refuse_patched("the atlas")
     folder = (cache_dir or default_cache()) / "atlas" / lm.fingerprint[:32]
     widest = _widest_row(lm)
     rows = []
@@ -140,11 +140,6 @@ def build_atlas(
     )
 
 
-def _refuse_patched(lm: LanguageModel) -> None:
-    if lm.patch_stack is not None and len(lm.patch_stack):
-        raise UserError("a patch is on: the atlas is of the unedited model; remove the patch first")
-
-
 @contextmanager
 def whole_products() -> Iterator[None]:
     """Float32 products in float32 while inside, whatever the process allows (TF32, bf16)."""
@@ -160,7 +155,7 @@ def _widest_row(lm: LanguageModel) -> float:
     """The length of the longest row of W_U. Raises UserError where it is not finite."""
     longest = 0.0
     for tile in lm.unembedding.split(TOKEN_TILE):
-        wide = tile if tile.dtype == torch.float64 else tile.float()
+        wide = tile.to(lm.wide)
         longest = max(longest, float(wide.norm(dim=1).max()))
         if not bool(torch.isfinite(wide).all()):
             raise UserError("the unembedding holds NaN or infinite weights")
@@ -171,8 +166,7 @@ def _layer(
     lm: LanguageModel, layer: int, widest: float, neuron_tile: int, token_tile: int
 ) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {"high": [], "low": [], "top": [], "bottom": []}
-    work = torch.float64 if lm.dtype == torch.float64 else torch.float32
-    for vectors in neuron_directions(lm, layer, dtype=work).split(neuron_tile):
+    for vectors in neuron_directions(lm, layer, dtype=lm.wide).split(neuron_tile):
         best: tuple[Tensor, Tensor] | None = None
         worst: tuple[Tensor, Tensor] | None = None
         start = 0

@@ -183,7 +183,7 @@ class _Board:
 
     def __init__(self, lm: LanguageModel, atlas: Atlas, t: Trace, at: _Readings, prompts: int) -> None:
         self._lm, self._at, self._widest = lm, at, atlas.widest
-        self._work = torch.float64 if lm.dtype == torch.float64 else torch.float32
+        self._work = lm.wide
         shape = (prompts, lm.n_layers, lm.n_neurons)
         self.low = torch.zeros(shape, dtype=torch.float64, device=lm.device)
         self.high = torch.zeros_like(self.low)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from acedit.attribution.value import Neuron, ffn_vectors, head_vectors
+from acedit.attribution.value import Neuron, ffn_vectors, head_vectors, through_post_norm
 from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import Trace, trace
@@ -70,9 +70,8 @@ def query_scores(
     by_layer: dict[int, list[int]] = {}
     for neuron in value_neurons:
         by_layer.setdefault(neuron.layer, []).append(neuron.index)
-    wide = torch.float64 if lm.dtype == torch.float64 else torch.float32
-    neurons = torch.zeros(lm.n_layers, lm.n_neurons, dtype=wide)
-    heads = torch.zeros(lm.n_layers, lm.n_heads, dtype=wide)
+    neurons = torch.zeros(lm.n_layers, lm.n_neurons, dtype=lm.wide)
+    heads = torch.zeros(lm.n_layers, lm.n_heads, dtype=lm.wide)
     for above, indices in by_layer.items():
         reached = above if lm.parallel else above + 1  # attention layers that feed that FFN
         if place == at:
@@ -83,8 +82,8 @@ def query_scores(
                 vectors = head_vectors(lm, t, layer, 0, at)
                 heads[layer] += raised(lm, t, above, indices, at, vectors, kind).cpu()
             continue
-        over = torch.zeros(lm.d_model, lm.d_model, dtype=wide, device=lm.device)
-        eye = torch.eye(lm.d_model, dtype=wide, device=lm.device)
+        over = torch.zeros(lm.d_model, lm.d_model, dtype=lm.wide, device=lm.device)
+        eye = torch.eye(lm.d_model, dtype=lm.wide, device=lm.device)
         for layer in reversed(range(reached - 1)):
             over = over + carried(lm, t, layer + 1, place, at, eye)
             vectors = ffn_vectors(lm, t, layer, 0, place) @ over
@@ -116,13 +115,9 @@ def carried(
     values = torch.einsum("nd,hid,h->nhi", read, lm.attention_value_rows(layer).to(read), pattern)
     subvalues = lm.attention_subvalues(layer).to(read)
     moved = torch.einsum("nhi,hid->nd", values, subvalues)
-    norm = lm.attention_post_norm(layer)
-    if norm is None:
-        return moved
     whole = torch.einsum("hi,hid->d", t.head_outputs[layer, 0, at].to(read), subvalues)
     bias = getattr(lm.attention_out(layer), "bias", None)
-    whole = whole if bias is None else whole + bias.detach().to(whole)
-    return lm.freeze_norm(norm, whole).apply(moved)
+    return through_post_norm(lm, moved, lm.attention_post_norm(layer), whole, bias)
 
 
 def raised(

@@ -134,7 +134,7 @@ def ffn_vectors(lm: LanguageModel, t: Trace, layer: int, row: int, at: int) -> F
     """What each neuron of the layer adds to the stream: m_k·fc2_k, through the post-norm if any."""
     m = _wide(t.coefficients[layer, row, at])
     vectors = m[:, None] * lm.subvalues(layer).to(m)
-    return _through_post_norm(lm, vectors, lm.ffn_post_norm(layer), vectors.sum(0), lm.down_bias(layer))
+    return through_post_norm(lm, vectors, lm.ffn_post_norm(layer), vectors.sum(0), lm.down_bias(layer))
 
 
 def head_vectors(lm: LanguageModel, t: Trace, layer: int, row: int, at: int) -> Float[Tensor, "h d_model"]:
@@ -150,12 +150,13 @@ def attention_subvalue_vectors(
     vectors = z[..., None] * lm.attention_subvalues(layer).to(z)
     bias = getattr(lm.attention_out(layer), "bias", None)
     norm = lm.attention_post_norm(layer)
-    return _through_post_norm(lm, vectors, norm, vectors.sum((0, 1)), bias)
+    return through_post_norm(lm, vectors, norm, vectors.sum((0, 1)), bias)
 
 
-def _through_post_norm(
+def through_post_norm(
     lm: LanguageModel, vectors: Tensor, norm: torch.nn.Module | None, total: Tensor, bias: Tensor | None
 ) -> Tensor:
+    """`vectors` through a post-norm (None: as they are), its scale frozen at total + bias."""
     if norm is None:
         return vectors
     whole = total if bias is None else total + bias.to(total)
@@ -188,10 +189,9 @@ def layer_scores(
     encoded, places = readings(lm, prompts, answers, tokens=tokens, position=position)
     t = trace(lm, encoded)
     shape = (lm.n_layers, len(prompts))
-    wide = torch.float64 if lm.dtype == torch.float64 else torch.float32
-    neurons = torch.zeros(*shape, lm.n_neurons, dtype=wide)
-    heads = torch.zeros(*shape, lm.n_heads, dtype=wide)
-    ffn_vector, attention_vector = torch.zeros(shape, dtype=wide), torch.zeros(shape, dtype=wide)
+    neurons = torch.zeros(*shape, lm.n_neurons, dtype=lm.wide)
+    heads = torch.zeros(*shape, lm.n_heads, dtype=lm.wide)
+    ffn_vector, attention_vector = torch.zeros(shape, dtype=lm.wide), torch.zeros(shape, dtype=lm.wide)
     for at in places:
         final = t.residual[-1, at.row, at.position]
         for layer in range(lm.n_layers):
@@ -236,8 +236,7 @@ def attention_subvalue_scores(
     """Eq. 9 for every attention subvalue, nats."""
     encoded, places = readings(lm, prompts, answers, tokens=tokens, position=position)
     t = trace(lm, encoded)
-    wide = torch.float64 if lm.dtype == torch.float64 else torch.float32
-    out = torch.zeros(lm.n_layers, len(prompts), lm.n_heads, lm.head_dim, dtype=wide)
+    out = torch.zeros(lm.n_layers, len(prompts), lm.n_heads, lm.head_dim, dtype=lm.wide)
     for at in places:
         final = t.residual[-1, at.row, at.position]
         for layer in range(lm.n_layers):

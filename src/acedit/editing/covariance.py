@@ -47,8 +47,7 @@ def covariances(
     cache_dir: where results are kept; None takes `default_cache()`. progress: told windows done and in
     all. Raises UserError for a patched model or texts without tokens.
     """
-    if lm.patch_stack is not None and len(lm.patch_stack):
-        raise UserError("a patch is on: the covariance is of the unedited model; remove the patch first")
+    lm.refuse_patched("the covariance")
     rows = _windows(lm, texts, windows, window_tokens)
     if not rows:
         raise UserError("the text for the covariance holds no tokens")

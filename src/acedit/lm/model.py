@@ -229,6 +229,16 @@ class LanguageModel:
         return self.embedding.weight.dtype
 
     @property
+    def wide(self) -> torch.dtype:
+        """What scores are worked out in: float32, or float64 for a float64 model."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def refuse_patched(self, what: str) -> None:
+        """Raises UserError if a patch is on, for work that is of the unedited model."""
+        if self.patch_stack is not None and len(self.patch_stack):
+            raise UserError(f"a patch is on: {what} is of the unedited model; remove the patch first")
+
+    @property
     def embedding(self) -> nn.Embedding:
         """The token embedding."""
         return cast(nn.Embedding, self._at(self.family.embedding))

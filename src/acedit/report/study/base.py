@@ -39,10 +39,9 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A cloze the model answers right, its subject and answer, and the category of its relation."""
+    """A cloze the model answers right, its answer, and the category of its relation."""
 
     prompt: str
-    subject: str
     answer: str
     aliases: tuple[str, ...]
     category: str
@@ -131,9 +130,7 @@ def setting_of(
     for fact in facts:
         name = category.get(fact.relation.id)
         if name is not None:
-            rows[name].append(
-                Question(fact.prompt.format(fact.subject), fact.subject, fact.object, fact.aliases, name)
-            )
+            rows[name].append(Question(fact.prompt.format(fact.subject), fact.object, fact.aliases, name))
     drawn = [
         q for name in CATEGORIES for q in rng.sample(rows[name], k=min(2 * per_category, len(rows[name])))
     ]
