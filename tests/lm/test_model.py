@@ -145,6 +145,20 @@ def test_generation_is_greedy_whatever_the_batch(lm: LanguageModel) -> None:
     assert len(set(batched)) > 1
 
 
+def test_a_shared_prefix_is_run_once_and_changes_nothing(lm: LanguageModel) -> None:
+    prefix = "Question: Who is the head of state of Peru?\nThoughts: " * 2
+    texts = [prefix + text for text in ("Bo Ray", "Ann Lee is a citizen of", "The capital of Peru is")]
+    shared = lm._shared_prefix(lm._ids(texts))
+    slides = lm.model.config.model_type in ("mistral", "gemma2", "gemma3_text")
+    assert (shared is None) == slides
+    if shared is not None:
+        assert len(shared.ids) > 32
+        assert shared.cache.get_seq_length() == len(shared.ids)
+    alone = [lm.generate([text], max_new_tokens=12, stop=())[0] for text in texts]
+    assert lm.generate(texts, max_new_tokens=12, stop=()) == alone
+    assert lm.generate(texts, max_new_tokens=12, stop=(), batch_size=2) == alone
+
+
 def test_generation_stops_before_a_stop_string() -> None:
     lm = tiny_lm("llama")
     whole = lm.generate(TEXTS, max_new_tokens=24, stop=())

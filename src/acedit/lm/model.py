@@ -20,12 +20,14 @@ Footguns:
   weights asks for it first (`editing.patch` does).
 """
 
+import copy
 import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +40,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -61,6 +64,8 @@ _ARCHITECTURE = (
     "use_parallel_residual",
     "final_logit_softcapping",
 )
+
+_PREFIX = 32  # tokens that have to be shared to be worth running once
 
 # What loading can raise on a user's input; anything else is a bug and keeps its trace.
 _LOADING = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -626,18 +631,57 @@ class LanguageModel:
         for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
             room = min(max_new_tokens, self.context - len(rows[i]))
             groups.setdefault(room, []).append(i)
+        prefix = self._shared_prefix(rows)
         for room, group in groups.items():
             for at in range(0, len(group), batch_size):
                 picked = group[at : at + batch_size]
-                texts_of = self._generate([rows[i] for i in picked], room, pattern)
+                texts_of = self._generate([rows[i] for i in picked], room, pattern, prefix)
                 for i, text in zip(picked, texts_of, strict=True):
                     done[i] = text
         return done
 
-    def _generate(self, rows: Sequence[Sequence[int]], room: int, stop: re.Pattern[str]) -> list[str]:
+    def _shared_prefix(self, rows: Sequence[Sequence[int]]) -> "_Prefix | None":
+        """What all rows start with, run once; None where that is short, or attention slides over it."""
+        length = min(map(len, rows)) - 1
+        for row in rows[1:]:
+            length = next((i for i in range(length) if row[i] != rows[0][i]), length)
+        if length < _PREFIX or len(rows) == 1 or self._slides:
+            return None
+        ids = torch.tensor([list(rows[0][:length])], device=self.device)
+        cache = DynamicCache()
+        mask = torch.ones_like(ids)
+        self.backbone(input_ids=ids, attention_mask=mask, use_cache=True, **{self._cache_name: cache})
+        return _Prefix(tuple(rows[0][:length]), cache)
+
+    @cached_property
+    def _cache_name(self) -> str:
+        """Transformers 5 renamed the argument on the way."""
+        return "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
+
+    @property
+    def _slides(self) -> bool:
+        """Whether some layer attends to a window only, which padding in the middle would shift."""
+        kinds = getattr(self.model.config, "layer_types", None)
+        if kinds:
+            return any("sliding" in kind or "chunked" in kind for kind in kinds)
+        return getattr(self.model.config, "sliding_window", None) is not None
+
+    def _generate(
+        self,
+        rows: Sequence[Sequence[int]],
+        room: int,
+        stop: re.Pattern[str],
+        prefix: "_Prefix | None" = None,
+    ) -> list[str]:
         if room < 1:
             return [""] * len(rows)
-        encoded = self._padded(rows, left=True)
+        start = 0 if prefix is None else len(prefix.ids)
+        encoded = self._padded([row[start:] for row in rows], left=True)
+        cached: dict[str, Any] = {}
+        if prefix is not None:
+            # Padding stands between prefix and rest; positions count what is not padding.
+            encoded = prefix.before(encoded)
+            cached[self._cache_name] = prefix.copies(len(rows))
         width = encoded.input_ids.shape[1]
         stopper = _StopStrings(self, width, stop)
         eos = self.model.generation_config.eos_token_id
@@ -657,6 +701,7 @@ class LanguageModel:
             eos_token_id=eos,
             pad_token_id=self._pad,
             stopping_criteria=StoppingCriteriaList([stopper]),
+            **cached,
         )
         ends = {eos} if isinstance(eos, int) else set(eos or ())
         texts = []
@@ -691,6 +736,27 @@ class LanguageModel:
             return prompts.parse_cot_answer(text)
         prompt = prompts.direct_prompt(question)
         return self.generate([prompt], max_new_tokens=max_new_tokens or 32)[0].strip()
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """Tokens that every row of a call starts with, and their keys and values."""
+
+    ids: tuple[int, ...]
+    cache: DynamicCache
+
+    def before(self, rest: Encoded) -> Encoded:
+        ids = torch.tensor(self.ids, device=rest.input_ids.device).expand(len(rest), -1)
+        mask = rest.attention_mask
+        return Encoded(
+            torch.cat([ids, rest.input_ids], dim=1),
+            torch.cat([torch.ones_like(ids, dtype=mask.dtype), mask], dim=1),
+        )
+
+    def copies(self, rows: int) -> DynamicCache:
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(rows)
+        return cache
 
 
 def _cut(text: str, stop: re.Pattern[str]) -> str:
