@@ -67,11 +67,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from acedit.cli_bench import add_bench
+
     common = _Parser(add_help=False)
     common.add_argument("--json", metavar="FILE", help="write the result as JSON too (docs/json.md)")
     common.add_argument("--quiet", action="store_true", help="no progress and no notices")
     seeded = _Parser(add_help=False)
-    seeded.add_argument("--seed", type=_whole(0), default=0, help="seed of everything drawn (default 0)")
+    seeded.add_argument("--seed", type=whole(0), default=0, help="seed of everything drawn (default 0)")
     model_help = "'bundled', a folder of Hugging Face files, or a hub name"
     loading = _Parser(add_help=False)
     loading.add_argument("--dtype", help="float32, bfloat16, ...; the checkpoint's own if not given")
@@ -97,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     locate.add_argument("model", metavar="MODEL", help=model_help)
     locate.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
-    locate.add_argument("--top", metavar="K", type=_whole(1), default=10, help="neurons shown (default 10)")
+    locate.add_argument("--top", metavar="K", type=whole(1), default=10, help="neurons shown (default 10)")
     locate.add_argument("--page", metavar="FILE", help="write a report page (HTML)")
     locate.set_defaults(run=_locate)
 
@@ -131,9 +133,10 @@ def _parser() -> argparse.ArgumentParser:
     how = evaluate.add_mutually_exclusive_group()
     how.add_argument("--patch", metavar="PATCH", help="score this patch; its edits are the cases'")
     how.add_argument("--method", metavar="M", help="edit the cases in batches and score them")
-    evaluate.add_argument("--batch", metavar="N", type=_whole(1), default=1, help="cases edited at once")
+    evaluate.add_argument("--batch", metavar="N", type=whole(1), default=1, help="cases edited at once")
     evaluate.set_defaults(run=_evaluate)
 
+    add_bench(commands, [common, seeded, loading, facts], common)
     study = commands.add_parser(
         "study", parents=[common, seeded, loading, facts], help="the paper's findings, measured on a model"
     )
@@ -142,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--cases", metavar="FILE", help="its facts are asked; the bundled world's if not given"
     )
-    study.add_argument("--per-category", metavar="N", type=_whole(1), default=25, help="questions (25)")
+    study.add_argument("--per-category", metavar="N", type=whole(1), default=25, help="questions (25)")
     study.add_argument("--out", metavar="DIR", default="out/study", help="default: out/study")
     study.set_defaults(run=_study)
 
@@ -165,20 +168,20 @@ def _parser() -> argparse.ArgumentParser:
     worlds = world.add_subparsers(title="commands", metavar="COMMAND", required=True)
     train = worlds.add_parser("train", parents=[common, seeded], help="train the bundled model; resumes")
     train.add_argument("--out", metavar="DIR", required=True)
-    train.add_argument("--steps", metavar="N", type=_whole(1), help="training steps")
+    train.add_argument("--steps", metavar="N", type=whole(1), help="training steps")
     train.set_defaults(run=_world_train)
     shown = worlds.add_parser("show", parents=[common], help="what the world holds, and the model's scores")
     shown.set_defaults(run=_world_show)
     cases = worlds.add_parser("cases", parents=[common, seeded], help="write fresh cases to score on")
-    cases.add_argument("--n", metavar="N", type=_whole(1), default=100, help="how many (default 100)")
+    cases.add_argument("--n", metavar="N", type=whole(1), default=100, help="how many (default 100)")
     cases.add_argument(
-        "--edits", metavar="K", type=_whole(1, 4), default=1, help="edited facts a case, 1 to 4 (default 1)"
+        "--edits", metavar="K", type=whole(1, 4), default=1, help="edited facts a case, 1 to 4 (default 1)"
     )
     cases.add_argument("--out", metavar="FILE", required=True)
     cases.add_argument("--facts-out", metavar="FILE", help="write the known facts that go with them")
     cases.add_argument("--pool", choices=("dev", "test"), default="dev", help="chains drawn from (dev)")
     cases.add_argument("--position", choices=("explicit", "middle", "implicit"), help="only this position")
-    cases.add_argument("--hops", type=_whole(2, 4), help="only chains of so many hops")
+    cases.add_argument("--hops", type=whole(2, 4), help="only chains of so many hops")
     cases.set_defaults(run=_world_cases)
     return parser
 
@@ -191,7 +194,7 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _whole(low: int, high: int | None = None) -> Any:
+def whole(low: int, high: int | None = None) -> Any:
     """A converter for whole numbers in a range."""
 
     def convert(text: str) -> int:
@@ -249,14 +252,14 @@ class Progress:
         self._step = time.monotonic()
         self._line(text)
 
-    def count(self, done: int, total: int) -> None:
-        """`done` of `total` cases of this step are scored; at most a line every two seconds."""
+    def count(self, done: int, total: int, what: str = "cases") -> None:
+        """`done` of `total` of this step are done; at most a line every two seconds."""
         now = time.monotonic()
         if now - self._last < 2 and done < total:
             return
         self._last = now
         left = (now - self._step) / max(1, done) * (total - done)
-        self._line(f"{done}/{total} cases, about {_duration(left)} left")
+        self._line(f"{done}/{total} {what}, about {_duration(left)} left")
 
     def _line(self, text: str) -> None:
         if not self._quiet:
@@ -275,11 +278,11 @@ def _load(args: argparse.Namespace) -> "LanguageModel":
     silence: Any = chatter.disable_progress_bar
     silence()
     if args.dtype is not None:
-        _known_dtype(args.dtype)
+        known_dtype(args.dtype)
     return load(args.model, dtype=args.dtype, device_map=args.device_map)
 
 
-def _known_dtype(name: str) -> None:
+def known_dtype(name: str) -> None:
     import torch
 
     if not isinstance(getattr(torch, name, None), torch.dtype):
@@ -305,7 +308,7 @@ def _scored_starts(path: str) -> set[str]:
         return set()
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
+def check_outputs(args: argparse.Namespace) -> None:
     from acedit.report.files import check_writable
 
     for name in ("json", "out", "page", "facts_out"):
@@ -313,7 +316,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
             check_writable(getattr(args, name))
 
 
-def _write_json(args: argparse.Namespace, command: str, **fields: Any) -> None:
+def write_result(args: argparse.Namespace, command: str, **fields: Any) -> None:
     from acedit.report.files import record, write_json
 
     if args.json:
@@ -352,11 +355,11 @@ def _demo(args: argparse.Namespace) -> None:
     from acedit.lm.model import load
     from acedit.report.demo import run
 
-    _check_outputs(args)
+    check_outputs(args)
     progress = Progress(args.quiet)
     progress.say("loading the bundled model")
     fields = run(load("bundled"), Path(args.out), seed=args.seed, tell=progress.say)
-    _write_json(args, "demo", model="bundled", seed=args.seed, **fields)
+    write_result(args, "demo", model="bundled", seed=args.seed, **fields)
 
 
 def _locate(args: argparse.Namespace) -> None:
@@ -364,7 +367,7 @@ def _locate(args: argparse.Namespace) -> None:
     from acedit.report import text
 
     edits, known = read_edits(args.edits), _facts(args.edits, args.facts)
-    _check_outputs(args)
+    check_outputs(args)
     progress = Progress(args.quiet)
     progress.say("loading the model")
     lm = _load(args)
@@ -395,7 +398,7 @@ def _locate(args: argparse.Namespace) -> None:
         )
         write_text(args.page, render(page))
     fields = _location_fields(where)
-    _write_json(args, "locate", model=args.model, seed=args.seed, edits=_edit_rows(edits), **fields)
+    write_result(args, "locate", model=args.model, seed=args.seed, edits=_edit_rows(edits), **fields)
 
 
 def _study(args: argparse.Namespace) -> None:
@@ -415,7 +418,7 @@ def _study(args: argparse.Namespace) -> None:
         from acedit.world.graph import build_world
 
         known = facts_of(build_world(), [])
-    _check_outputs(args)
+    check_outputs(args)
     progress = Progress(args.quiet)
     progress.say("loading the model")
     lm = _load(args)
@@ -430,14 +433,14 @@ def _study(args: argparse.Namespace) -> None:
         found[name] = {"findings": [vars(f) for f in result.findings], "data": dict(result.data)}
         save(result, Path(args.out) / name)
     print(f"\ndata and charts in {args.out}")
-    _write_json(args, "study", model=args.model, seed=args.seed, studies=found)
+    write_result(args, "study", model=args.model, seed=args.seed, studies=found)
 
 
 def _edit(args: argparse.Namespace) -> None:
     from acedit.knowledge.facts import read_edits
 
     edits, known = read_edits(args.edits), _facts(args.edits, args.facts)
-    _check_outputs(args)
+    check_outputs(args)
     from acedit.editing.methods import method
 
     method(args.method)
@@ -465,7 +468,7 @@ def _edit(args: argparse.Namespace) -> None:
     for layer, row in sorted(norms.items()):
         print(f"layer {layer}: rank {row['rank']:.0f}, norm {row['ratio']:.3f} of the weight's")
     print(f"{len(edits)} edits by {args.method} in {_duration(spent)}; patch in {args.out}")
-    _write_json(
+    write_result(
         args,
         "edit",
         model=args.model,
@@ -484,11 +487,11 @@ def _edit(args: argparse.Namespace) -> None:
 def _methods(args: argparse.Namespace) -> None:
     from acedit.editing.methods import methods
 
-    _check_outputs(args)
+    check_outputs(args)
     rows = {name: method.summary for name, method in sorted(methods().items())}
     for name, summary in rows.items():
         print(f"{name:<15} {summary}")
-    _write_json(args, "methods", methods=rows)
+    write_result(args, "methods", methods=rows)
 
 
 def _ask(args: argparse.Namespace) -> None:
@@ -498,7 +501,7 @@ def _ask(args: argparse.Namespace) -> None:
 
     if not args.question.strip():
         raise UserError("the question is empty; give a text")
-    _check_outputs(args)
+    check_outputs(args)
     patches = [Patch.load(path) for path in args.patch]
     lm = _load(args)
     with ExitStack() as stack:
@@ -506,7 +509,7 @@ def _ask(args: argparse.Namespace) -> None:
             stack.enter_context(patch.applied(lm))
         answer = lm.answer(args.question, cot=args.cot)
     print(answer)
-    _write_json(
+    write_result(
         args,
         "ask",
         model=args.model,
@@ -523,7 +526,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     cases = read_cases(args.cases)
     known = read_facts(args.facts) if args.facts else []
-    _check_outputs(args)
+    check_outputs(args)
     if args.method is not None:
         from acedit.editing.methods import method
 
@@ -552,7 +555,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     note = text.unfiltered_note(scores)
     if note:
         print(note)
-    _write_json(
+    write_result(
         args,
         "evaluate",
         model=args.model,
@@ -583,7 +586,7 @@ def _patch_show(args: argparse.Namespace) -> None:
     from acedit.editing.patch import Patch
     from acedit.report import text
 
-    _check_outputs(args)
+    check_outputs(args)
     patch = Patch.load(args.patch)
     print(f"patch {patch.id[:12]}, by {patch.method}, seed {patch.seed}")
     print(f"for the model with fingerprint {patch.fingerprint[:12]}")
@@ -596,7 +599,7 @@ def _patch_show(args: argparse.Namespace) -> None:
         print(f"  {edit.prompt.format(edit.subject)} {edit.target}{old}")
     if patch.scores:
         print(text.score_table({"scores": patch.scores}))
-    _write_json(args, "patch show", patch=args.patch, **_patch_fields(patch))
+    write_result(args, "patch show", patch=args.patch, **_patch_fields(patch))
 
 
 def _patch_apply(args: argparse.Namespace) -> None:
@@ -607,7 +610,7 @@ def _patch_apply(args: argparse.Namespace) -> None:
 
     from acedit.editing.patch import Patch
 
-    _check_outputs(args)
+    check_outputs(args)
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an empty folder; choose another --out")
@@ -626,17 +629,17 @@ def _patch_apply(args: argparse.Namespace) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"model with patch {patch.id[:12]} in {out}")
-    _write_json(args, "patch apply", model=args.model, patch=args.patch, id=patch.id, out=args.out)
+    write_result(args, "patch apply", model=args.model, patch=args.patch, id=patch.id, out=args.out)
 
 
 def _patch_export(args: argparse.Namespace) -> None:
     from acedit.editing.patch import Patch
 
-    _check_outputs(args)
+    check_outputs(args)
     patch = Patch.load(args.patch)
     patch.to_lora(args.out)
     print(f"LoRA adapter of patch {patch.id[:12]} in {args.out}")
-    _write_json(args, "patch export", patch=args.patch, id=patch.id, out=args.out)
+    write_result(args, "patch export", patch=args.patch, id=patch.id, out=args.out)
 
 
 def _world_train(args: argparse.Namespace) -> None:
@@ -647,7 +650,7 @@ def _world_train(args: argparse.Namespace) -> None:
     from acedit.world.graph import build_world
     from acedit.world.train import Settings, train
 
-    _check_outputs(args)
+    check_outputs(args)
     settings = Settings(seed=args.seed)
     if args.steps is not None:
         settings = replace(settings, steps=args.steps)
@@ -656,7 +659,7 @@ def _world_train(args: argparse.Namespace) -> None:
     rows = measure(load(folder), build_world(), seed=args.seed, say=progress.say)
     write_card(folder, rows, asdict(settings))
     print(f"model in {folder}\n{card_table(rows)}")
-    _write_json(
+    write_result(
         args,
         "world train",
         out=str(folder),
@@ -672,7 +675,7 @@ def _world_show(args: argparse.Namespace) -> None:
     from acedit.report import text
     from acedit.world.graph import build_world
 
-    _check_outputs(args)
+    check_outputs(args)
     world = build_world()
     kinds = Counter(world.kinds.values())
     relations = Counter(fact.relation for fact in world.facts)
@@ -683,7 +686,7 @@ def _world_show(args: argparse.Namespace) -> None:
         print("\nthe bundled model's card:\n" + card)
     else:
         print("\nno model is bundled; make one with 'acedit world train --out DIR'")
-    _write_json(
+    write_result(
         args,
         "world show",
         entities=len(world.kinds),
@@ -714,7 +717,7 @@ def _world_cases(args: argparse.Namespace) -> None:
     from acedit.world.cases import known_facts, make_cases
     from acedit.world.graph import build_world
 
-    _check_outputs(args)
+    check_outputs(args)
     if args.hops is not None and args.edits > args.hops:
         raise UserError(f"--edits {args.edits} does not fit in --hops {args.hops}; give fewer edits")
     world = build_world()
@@ -736,7 +739,7 @@ def _world_cases(args: argparse.Namespace) -> None:
     print(f"{len(rows)} cases ({said}) in {args.out}")
     if args.facts_out:
         print(f"{len(facts['facts'])} known facts in {args.facts_out}")
-    _write_json(
+    write_result(
         args,
         "world cases",
         seed=args.seed,

@@ -96,30 +96,56 @@ def run_method(
         plan = shared_plan(lm, cases, known, seed)
     for at in range(0, len(cases), batch):
         picked = range(at, min(at + batch, len(cases)))
-        some = [cases[i] for i in picked]
-        edits = merged_edits(some)
-        began = perf_counter()
-        patch = edit(
-            lm,
-            edits,
-            known=known,
-            method=chosen,
-            exclude=starts(some),
-            plan=plan,
-            seed=seed,
-            cache_dir=cache_dir,
-            watch=lambda prompts, some=some: check(prompts, some),  # type: ignore[misc]
+        patch, seconds = edit_cases(
+            lm, [cases[i] for i in picked], chosen, known=known, plan=plan, seed=seed, cache_dir=cache_dir
         )
-        run.seconds.append(perf_counter() - began)
-        run.facts.append(len(edits))
         with patch.applied(lm):
             run.records += scorer.score(picked, left_out=chosen.amounts.left_out)
-        norms = patch.norms(lm)
-        run.rank.append(max((int(row["rank"]) for row in norms.values()), default=0))
-        run.norm.append(max((row["ratio"] for row in norms.values()), default=0.0))
+        rank, norm = size_of(patch, lm)
+        run.seconds.append(seconds)
+        run.facts.append(len(patch.edits))
+        run.rank.append(rank)
+        run.norm.append(norm)
         if progress is not None:
             progress(picked.stop, len(cases))
     return run
+
+
+def edit_cases(
+    lm: LanguageModel,
+    cases: Sequence[Case],
+    method: Method,
+    *,
+    known: Sequence[Fact],
+    plan: Plan | None = None,
+    seed: int = 0,
+    text: Sequence[str] | None = None,
+    cache_dir: Path | None = None,
+) -> tuple[Patch, float]:
+    """All edits of `cases` in one patch, under the leak rule, and the seconds it took."""
+    began = perf_counter()
+    patch = edit(
+        lm,
+        merged_edits(cases),
+        known=known,
+        method=method,
+        exclude=starts(cases),
+        plan=plan,
+        seed=seed,
+        text=text,
+        cache_dir=cache_dir,
+        watch=lambda prompts: check(prompts, cases),
+    )
+    return patch, perf_counter() - began
+
+
+def size_of(patch: Patch, lm: LanguageModel) -> tuple[int, float]:
+    """Rank and ‖Δ‖/‖W‖ of a patch, the largest over its layers."""
+    norms = patch.norms(lm).values()
+    return (
+        max((int(row["rank"]) for row in norms), default=0),
+        max((row["ratio"] for row in norms), default=0.0),
+    )
 
 
 def evaluate(

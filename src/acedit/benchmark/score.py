@@ -9,6 +9,8 @@ any of its questions is (MQuAKE's rule), over the cases whose original chain, an
 after the edit, the unedited model answers hop by hop and as asked; `unfiltered` and `questions` (the
 mean over questions) stand beside. Specificity is over neighbours the unedited model had right.
 `explicit` to `mixed` and `direct` are answers without chain of thought, `cot` those under appendix G.1.
+`subset` is `cot` over the paper's own subset (B.1): every hop of the original chain recalled under G.2, and
+its answer under G.1.
 `left_out` is `direct` over the cases in which what follows from an edit is a relation that no prompt of
 the edit asks after (`compose.left_out`); none, unless a share of them is left out on purpose.
 
@@ -21,11 +23,17 @@ import string
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from acedit.benchmark.prompts import COT_STOP, cot_prompt, direct_prompt, parse_cot_answer
+from acedit.benchmark.prompts import (
+    COT_STOP,
+    cot_prompt,
+    direct_prompt,
+    parse_cot_answer,
+    single_hop_prompt,
+)
 from acedit.errors import UserError
 from acedit.knowledge.compose import chain_question, left_out, reserved
 from acedit.knowledge.facts import Case, Fact
@@ -34,7 +42,7 @@ from acedit.lm.model import LanguageModel
 
 METRICS = (
     "efficacy", "paraphrase", "specificity_subject", "specificity_relation", "specificity_chain",
-    "explicit", "middle", "implicit", "mixed", "cot", "direct", "left_out",
+    "explicit", "middle", "implicit", "mixed", "cot", "direct", "subset", "left_out",
 )  # fmt: skip
 
 
@@ -93,8 +101,29 @@ class _Probe:
     answers: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One question and what was said: all of it, thoughts included; `right` as the metric has it."""
+
+    metric: str
+    case: str
+    prompt: str
+    said: str
+    right: bool
+
+
+def _directly(question: _Probe) -> _Probe:
+    return replace(question, metric="direct", prompt=direct_prompt(question.prompt))
+
+
 class Scorer:
-    """The probes of a set of cases, and what the unedited model says to them."""
+    """The probes of a set of cases, and what the unedited model says to them.
+
+    before: what the unedited model was asked, and said (`Asked`): the case's own hops and questions
+    against the old answers, and the neighbours.
+    """
+
+    before: list[Asked]
 
     def __init__(
         self,
@@ -109,40 +138,60 @@ class Scorer:
         if not cases:
             raise UserError("there are no cases to score")
         self._lm, self._cases, self._cot, self._batch = lm, tuple(cases), cot, batch_size
+        self.before = []
         self._neighbours = self._having_right(list(_neighbours(cases, known, seed)))
-        self._passed_direct, self._passed_cot = self._filter(seed)
+        self._passed = self._filter(seed)
 
-    def _ask(self, prompts: Sequence[str], tokens: int = 24) -> list[str]:
-        if not prompts:
+    def _ask(self, probes: Sequence[_Probe], tokens: int = 24) -> list[Asked]:
+        """Asked as they are, in one go; answers greedy."""
+        texts = list(dict.fromkeys(p.prompt for p in probes))
+        if not texts:
             return []
-        return self._lm.generate(list(prompts), max_new_tokens=tokens, batch_size=self._batch)
+        said = dict(
+            zip(
+                texts,
+                self._lm.generate(texts, max_new_tokens=tokens, batch_size=self._batch),
+                strict=True,
+            )
+        )
+        return [self._asked(p, said[p.prompt], said[p.prompt]) for p in probes]
 
-    def _think(self, questions: Sequence[str]) -> list[str]:
-        if not questions:
+    def _think(self, probes: Sequence[_Probe]) -> list[Asked]:
+        """Asked under appendix G.1; what counts is the answer line."""
+        if not probes:
             return []
         texts = self._lm.generate(
-            [cot_prompt(q) for q in questions],
+            [cot_prompt(p.prompt) for p in probes],
             max_new_tokens=160,
             stop=COT_STOP,
             batch_size=self._batch,
         )
-        return [parse_cot_answer(text) for text in texts]
+        return [self._asked(p, said, parse_cot_answer(said)) for p, said in zip(probes, texts, strict=True)]
+
+    def _asked(self, probe: _Probe, said: str, answer: str) -> Asked:
+        id = self._cases[probe.case].id
+        return Asked(probe.metric, id, probe.prompt, said, matches(answer, probe.answers))
 
     def _having_right(self, probes: list[_Probe]) -> list[_Probe]:
-        said = self._ask([p.prompt for p in probes])
-        return [p for p, s in zip(probes, said, strict=True) if matches(s, p.answers)]
+        asked = self._ask(probes)
+        self.before += asked
+        return [p for p, a in zip(probes, asked, strict=True) if a.right]
 
-    def _filter(self, seed: int) -> tuple[list[bool], list[bool]]:
-        """Which cases count, asked directly and in chain of thought (Scoring, settled)."""
-        needs: list[tuple[int, str, tuple[str, ...]]] = []
-        asked: list[tuple[int, str, tuple[str, ...]]] = []
+    def _filter(self, seed: int) -> dict[str, list[bool]]:
+        """Which cases count, asked "direct" and in "cot" (Scoring, settled), and in the paper's "subset"."""
+        hops: list[_Probe] = []
+        shots: list[_Probe] = []
+        questions: list[_Probe] = []
         for i, case in enumerate(self._cases):
             rng = random.Random(f"{seed}/{case.id}")
             for hop in case.hops_before:
-                needs.append((i, direct_prompt(hop.question), (hop.answer, *hop.aliases)))
+                answers = (hop.answer, *hop.aliases)
+                hops.append(_Probe("hop", i, direct_prompt(hop.question), answers))
+                shots.append(_Probe("single_hop", i, single_hop_prompt(hop.question), answers))
             for j, hop in enumerate(case.hops_after):
                 if j not in case.edited:
-                    needs.append((i, direct_prompt(hop.question), (hop.answer, *hop.aliases)))
+                    answers = (hop.answer, *hop.aliases)
+                    hops.append(_Probe("hop", i, direct_prompt(hop.question), answers))
             for start, end in _unedited_runs(case):
                 if end - start < 2:
                     continue
@@ -151,67 +200,93 @@ class Scorer:
                 if all(w.phrases for w in wordings[:-1]) and wordings[-1].questions:
                     question = chain_question(facts[0].subject, wordings, rng)
                     hop = case.hops_after[end - 1]
-                    needs.append((i, direct_prompt(question), (hop.answer, *hop.aliases)))
+                    hops.append(_Probe("hop", i, direct_prompt(question), (hop.answer, *hop.aliases)))
             for question in case.questions:
-                asked.append((i, question, (case.answer, *case.answer_aliases)))
-        passed = [True] * len(self._cases)
-        for (i, _, answers), said in zip(needs, self._ask([n[1] for n in needs]), strict=True):
-            passed[i] = passed[i] and matches(said, answers)
-        direct = [False] * len(self._cases)
-        for (i, _, answers), said in zip(asked, self._ask([direct_prompt(a[1]) for a in asked]), strict=True):
-            direct[i] = direct[i] or matches(said, answers)
-        thought = [False] * len(self._cases)
-        if self._cot:
-            # Only cases whose hops are known can pass, so only they are worth the longer prompt.
-            worth = [a for a in asked if passed[a[0]]]
-            for (i, _, answers), said in zip(worth, self._think([a[1] for a in worth]), strict=True):
-                thought[i] = thought[i] or matches(said, answers)
-        return (
-            [p and d for p, d in zip(passed, direct, strict=True)],
-            [p and t for p, t in zip(passed, thought, strict=True)],
+                questions.append(_Probe("cot", i, question, (case.answer, *case.answer_aliases)))
+        knows = self._all_right(hops, self._ask(hops))
+        direct = self._any_right(
+            questions,
+            self._ask([_directly(q) for q in questions]),
         )
+        passed = {"direct": [k and d for k, d in zip(knows, direct, strict=True)]}
+        if self._cot:
+            recalls = self._all_right(shots, self._ask(shots))
+            # Only cases whose hops are known can count, so only they are worth the longer prompt.
+            worth = [q for q in questions if knows[q.case] or recalls[q.case]]
+            thought = self._any_right(worth, self._think(worth))
+            passed["cot"] = [k and t for k, t in zip(knows, thought, strict=True)]
+            passed["subset"] = [r and t for r, t in zip(recalls, thought, strict=True)]
+        return passed
 
-    def score(self, picked: Iterable[int], *, left_out: float = 0.0) -> list[Record]:
-        """Ask the model as it now stands about the cases at the given indices.
+    def _all_right(self, probes: Sequence[_Probe], asked: Sequence[Asked]) -> list[bool]:
+        self.before += asked
+        right = [True] * len(self._cases)
+        for probe, answer in zip(probes, asked, strict=True):
+            right[probe.case] = right[probe.case] and answer.right
+        return right
 
-        left_out: the share of second relations that the edit's prompts left out (`Amounts.left_out`).
-        """
+    def _any_right(self, probes: Sequence[_Probe], asked: Sequence[Asked]) -> list[bool]:
+        self.before += asked
+        right = [False] * len(self._cases)
+        for probe, answer in zip(probes, asked, strict=True):
+            right[probe.case] = right[probe.case] or answer.right
+        return right
+
+    def passed(self, which: str) -> list[bool]:
+        """By case, whether it counts: `which` is "direct", "cot" or "subset" (the last two with `cot`)."""
+        return list(self._passed[which])
+
+    def asked(self, picked: Iterable[int]) -> list[Asked]:
+        """Ask the model as it now stands about the cases at the given indices."""
         chosen = list(picked)
         inside = set(chosen)
         probes = [p for p in self._neighbours if p.case in inside]
+        questions = []
         for i in chosen:
             case = self._cases[i]
             for edit, wordings in zip(case.edits, case.paraphrases, strict=True):
                 answers = (edit.target, *edit.aliases)
-                cloze = edit.prompt.format(edit.subject)
-                probes.append(_Probe("efficacy", i, cloze, answers))
+                probes.append(_Probe("efficacy", i, edit.prompt.format(edit.subject), answers))
                 for wording in wordings:
                     text = direct_prompt(wording.format(edit.subject))
                     probes.append(_Probe("paraphrase", i, text, answers))
-        records = []
-        for probe, said in zip(probes, self._ask([p.prompt for p in probes]), strict=True):
-            right = float(matches(said, probe.answers))
-            records.append(Record(probe.metric, self._cases[probe.case].id, right, right))
-        questions = [(i, q) for i in chosen for q in self._cases[i].questions]
-        direct = self._ask([direct_prompt(q) for _, q in questions])
-        thought = self._think([q for _, q in questions]) if self._cot else []
-        for metric, said_all, passed in (
-            ("direct", direct, self._passed_direct),
-            ("cot", thought, self._passed_cot),
-        ):
-            marks: dict[int, list[float]] = defaultdict(list)
-            for (i, _), said in zip(questions, said_all, strict=bool(said_all)):
-                case = self._cases[i]
-                marks[i].append(float(matches(said, (case.new_answer, *case.new_answer_aliases))))
-            for i, each in marks.items():
-                case = self._cases[i]
-                right, mean = max(each), sum(each) / len(each)
-                records.append(Record(metric, case.id, right, mean, passed[i]))
-                if metric == "direct":
-                    records.append(Record(case.position, case.id, right, mean, passed[i]))
-                    if _follows_left_out(case, left_out):
-                        records.append(Record("left_out", case.id, right, mean, passed[i]))
+            answers = (case.new_answer, *case.new_answer_aliases)
+            questions += [_Probe("cot", i, question, answers) for question in case.questions]
+        probes += [_directly(q) for q in questions]
+        return [*self._ask(probes), *(self._think(questions) if self._cot else [])]
+
+    def records(self, asked: Sequence[Asked], *, left_out: float = 0.0) -> list[Record]:
+        """What was asked as records, a case's three questions as one.
+
+        left_out: the share of second relations that the edit's prompts left out (`Amounts.left_out`).
+        """
+        by_id = {case.id: i for i, case in enumerate(self._cases)}
+        records = [
+            Record(a.metric, a.case, float(a.right), float(a.right))
+            for a in asked
+            if a.metric not in ("direct", "cot")
+        ]
+        for metric in ("direct", "cot"):
+            marks: dict[str, list[float]] = defaultdict(list)
+            for a in asked:
+                if a.metric == metric:
+                    marks[a.case].append(float(a.right))
+            for id, each in marks.items():
+                i = by_id[id]
+                case, right, mean = self._cases[i], max(each), sum(each) / len(each)
+                passed = self._passed[metric][i]
+                records.append(Record(metric, id, right, mean, passed))
+                if metric == "cot":
+                    records.append(Record("subset", id, right, mean, self._passed["subset"][i]))
+                    continue
+                records.append(Record(case.position, id, right, mean, passed))
+                if _follows_left_out(case, left_out):
+                    records.append(Record("left_out", id, right, mean, passed))
         return records
+
+    def score(self, picked: Iterable[int], *, left_out: float = 0.0) -> list[Record]:
+        """Ask, and make records of it."""
+        return self.records(self.asked(picked), left_out=left_out)
 
 
 def _unedited_runs(case: Case) -> list[tuple[int, int]]:

@@ -45,9 +45,8 @@ def covariances(
     """C of each layer over the first `windows` windows of at most `window_tokens` tokens.
 
     cache_dir: where results are kept; None takes `default_cache()`. progress: told windows done and in
-    all. Raises UserError for a patched model or texts without tokens.
+    all. Raises UserError for texts without tokens, and for a patched model where one is not kept yet.
     """
-    lm.refuse_patched("the covariance")
     rows = _windows(lm, texts, windows, window_tokens)
     if not rows:
         raise UserError("the text for the covariance holds no tokens")
@@ -56,6 +55,7 @@ def covariances(
     found = {layer: _kept(_file(folder, key, layer)) for layer in layers}
     missing = [layer for layer, c in found.items() if c is None]
     if missing:
+        lm.refuse_patched("the covariance")
         made = _sums(lm, rows, missing, batch_windows, progress)
         for layer, c in made.items():
             keep(_file(folder, key, layer), {"c": c})

@@ -13,6 +13,7 @@ object). The text for the covariance is the known facts said as they are, before
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ log = logging.getLogger("acedit")
 
 Progress = Callable[[str], None]
 
+KEPT = ("hold", "replay")  # held to the unedited model, nothing is written
 FLOOR = 1e-6  # of the mean diagonal, added to what is preserved: a short text spans few keys
 
 
@@ -138,10 +140,19 @@ def _believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) -
     return [f for f in known if f.key not in onward or (f.subject, f.prompt) not in doubted]
 
 
-def _layers(stage: Stage, plan: Plan | None) -> tuple[int, ...]:
+def _layers(stage: Stage, plan: Plan | None, chosen: Method) -> tuple[int, ...]:
     assert plan is not None, "a method with stages has a plan"
     found: tuple[int, ...] = getattr(plan, f"{stage.where}_layers")
+    if stage.where != "middle":
+        found = _skipped(found, plan, chosen, stage.where)
     return found[-1:] if stage.deepest else found
+
+
+def _skipped(layers: Sequence[int], plan: Plan, chosen: Method, where: str) -> tuple[int, ...]:
+    """`layers` without those that `skip_query` or `skip_value` leaves out, the most important first."""
+    count: int = getattr(chosen, f"skip_{where}")
+    most = sorted(layers, key=lambda layer: -plan.scores[where][layer])[:count] if count else []
+    return tuple(layer for layer in layers if layer not in most)
 
 
 def _write(
@@ -156,15 +167,22 @@ def _write(
     tell: Progress,
 ) -> list[Update]:
     """Targets, the sweep, the polish."""
-    replay = split(lm, [p for p in prompts if p.kind == "replay"], rows=512, spread=1.5)
-    single = [p for p in prompts if p.kind != "replay"]
+    prompts = _own_answers(lm, prompts)
+    replay = split(lm, [p for p in prompts if p.kind in KEPT], rows=512, spread=1.5)
+    single = [p for p in prompts if p.kind not in KEPT]
     if not chosen.wordings:
         single = [p for p in single if p.kind != "single" or p.template == edits[p.edit].prompt]
     if chosen.prefixes:
         single = _prefixed(lm, single, chosen.prefixes, seed)
-    touched = sorted({layer for stage in chosen.stages for layer in _layers(stage, plan)})
+    if chosen.writer:
+        made: list[Update] = import_module(chosen.writer).write(lm, edits, single)
+        return made
+    touched = sorted({layer for stage in chosen.stages for layer in _layers(stage, plan, chosen)})
     if chosen.layers == "all":
         touched = list(range(lm.n_layers))
+        if plan is not None:
+            kept = [set(_skipped(touched, plan, chosen, where)) for where in ("query", "value")]
+            touched = sorted(set.intersection(*kept))
     elif chosen.layers == "query" and plan is not None:
         touched = [plan.query_layers[-1]]
     groups = [single]
@@ -176,7 +194,7 @@ def _write(
         for group in groups:
             for stages in [(stage,) for stage in chosen.stages] if chosen.in_turn else [chosen.stages]:
                 with updates_in(lm, updates):
-                    writings = _targets(lm, group, stages, plan, len(edits), tell)
+                    writings = _targets(lm, group, stages, plan, chosen, len(edits), tell)
                     tell("writing layer by layer")
                     more = _swept(lm, writings, metric, chosen)
                 updates = _added(updates, more)
@@ -199,6 +217,15 @@ def _write(
             whiten=whiten,
         )
     return updates
+
+
+def _own_answers(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """`prompts`, those without an answer with what the model says to them; dropped where it says nothing."""
+    unsaid = [p for p in prompts if not p.answer]
+    said = lm.generate([p.text for p in unsaid], max_new_tokens=12) if unsaid else []
+    lines = (text.strip().split("\n", 1)[0] for text in said)
+    own = [replace(p, answer=line) for p, line in zip(unsaid, lines, strict=True) if line]
+    return [p for p in prompts if p.answer] + own
 
 
 def _swept(
@@ -224,6 +251,7 @@ def _targets(
     prompts: Sequence[Prompt],
     stages: Sequence[Stage],
     plan: Plan | None,
+    chosen: Method,
     n_edits: int,
     tell: Progress,
 ) -> list[Writing]:
@@ -231,7 +259,7 @@ def _targets(
     writings = []
     for stage in stages:
         rows = [p for p in prompts if p.kind in stage.kinds]
-        layers = _layers(stage, plan)
+        layers = _layers(stage, plan, chosen)
         if not rows or not layers:
             continue
         tell(f"{stage.name} stage: v* for {len({p.edit for p in rows})} edits at layer {layers[-1]}")

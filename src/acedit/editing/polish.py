@@ -11,6 +11,7 @@ Footguns: weights are never touched, the updates act through hooks. `drift` and 
 the prompts at hand; what no prompt asks is protected by the space Δ moves in, not by them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Polish:
     """Gradient steps after the closed form.
 
     space: "weights" moves Δ freely, "whitened" moves Z in Δ = Δ₀ + Z·P^(-1/2), so that steps are small
-    along keys that are to be preserved. lr is Adam's. replay: weight of the KL (nats a token) from the
+    along keys that are to be preserved, "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
+    α = 2·rank). lr is Adam's. replay: weight of the KL (nats a token) from the
     unedited model on what must stay. rows: a step, half of each sort where both have so many. screen: draw
     those that are wrong first, and end when none is. stop: a prompt of the edit is done below this NLL,
     drift: a kept one is unharmed below this KL (both nats a token).
@@ -40,7 +42,8 @@ class Polish:
 
     steps: int = 100
     lr: float = 1e-3
-    space: Literal["weights", "whitened"] = "weights"
+    space: Literal["weights", "whitened", "low_rank"] = "weights"
+    rank: int = 8
     replay: float = 1.0
     rows: int = 64
     screen: bool = True
@@ -89,8 +92,9 @@ def polish(
     """Adam on the updates: NLL of the edit's prompts plus KL on the replay (nats a token).
 
     Returns new updates; weights are never touched. An update comes back as (Δ, I) or (I, Δ), whichever is
-    smaller. progress: step, steps, and how many prompts of each sort are worked on. Raises ValueError for
-    the whitened space without `whiten`.
+    smaller, from the "low_rank" space as its factors (which start anew: `updates` give the layers alone).
+    progress: step, steps, and how many prompts of each sort are worked on. Raises ValueError for the
+    whitened space without `whiten`.
     """
     if not edit_batches or settings.steps <= 0:
         return list(updates)
@@ -98,8 +102,8 @@ def polish(
     first_layer = min(update.layer for update in updates)
     parts = [_Part(lm, batch, first_layer, kept=False) for batch in edit_batches]
     parts += [_Part(lm, batch, first_layer, kept=True) for batch in replay_batches]
-    moving = [_movable(update, settings, whiten) for update in updates]
-    adam = torch.optim.Adam([one.moved for one in moving], lr=settings.lr)
+    moving = [_movable(update, settings, whiten, generator) for update in updates]
+    adam = torch.optim.Adam([leaf for one in moving for leaf in one.leaves], lr=settings.lr)
     pool = _Pool(parts, settings)
     for step in range(settings.steps):
         if settings.screen and pool.seems_done():
@@ -178,29 +182,65 @@ class _Pool:
         }
 
 
-@dataclass
-class _Moving:
-    """Δ = fixed + moved · white; no `white` stands for the identity."""
+class _Moving(ABC):
+    """An update on the move: its leaves, what they amount to, and the update they end as."""
 
     layer: int
-    moved: Tensor
-    white: Tensor | None
-    fixed: Tensor
+    leaves: tuple[Tensor, ...]
+
+    @abstractmethod
+    def delta(self) -> Tensor: ...
+
+    @abstractmethod
+    def finished(self) -> Update: ...
+
+
+class _Free(_Moving):
+    """Δ = fixed + moved · white; no `white` stands for the identity."""
+
+    def __init__(self, update: Update, white: Tensor | None) -> None:
+        self.layer = update.layer
+        self._fixed, self._white = update.delta, white
+        self._moved = torch.zeros_like(self._fixed).requires_grad_(True)
+        self.leaves = (self._moved,)
 
     def delta(self) -> Tensor:
-        return self.fixed + (self.moved if self.white is None else self.moved @ self.white)
+        return self._fixed + (self._moved if self._white is None else self._moved @ self._white)
 
     def finished(self) -> Update:
         with torch.no_grad():
             return _smallest(self.layer, self.delta().detach())
 
 
-def _movable(update: Update, settings: Polish, whiten: Mapping[int, Tensor] | None) -> _Moving:
-    if settings.space == "whitened" and whiten is None:
+class _LowRank(_Moving):
+    """Δ = 2·B·A, B zero at first and A drawn as LoRA draws it (Hu et al. 2022)."""
+
+    def __init__(self, update: Update, rank: int, generator: torch.Generator) -> None:
+        d_model, n_neurons = update.left.shape[0], update.right.shape[1]
+        self.layer = update.layer
+        drawn = (2 * torch.rand(rank, n_neurons, generator=generator) - 1) / n_neurons**0.5
+        self._right = drawn.to(update.right.device).requires_grad_(True)
+        self._left = torch.zeros(d_model, rank, device=update.left.device).requires_grad_(True)
+        self.leaves = (self._left, self._right)
+
+    def delta(self) -> Tensor:
+        product: Tensor = self._left @ self._right
+        return 2 * product
+
+    def finished(self) -> Update:
+        return Update(self.layer, 2 * self._left.detach(), self._right.detach())
+
+
+def _movable(
+    update: Update, settings: Polish, whiten: Mapping[int, Tensor] | None, generator: torch.Generator
+) -> _Moving:
+    if settings.space == "low_rank":
+        return _LowRank(update, settings.rank, generator)
+    if settings.space == "weights":
+        return _Free(update, None)
+    if whiten is None:
         raise ValueError("polishing in whitened space needs P^(-1/2) for every layer")
-    white = whiten[update.layer] if settings.space == "whitened" and whiten is not None else None
-    moved = torch.zeros_like(update.delta).requires_grad_(True)
-    return _Moving(update.layer, moved, white, update.delta)
+    return _Free(update, whiten[update.layer])
 
 
 @contextmanager

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 PATHS = 64  # ways in of each length that are gone on with
 
-Kind = Literal["single", "lead", "ripple", "middle", "keep", "replay"]
+Kind = Literal["single", "lead", "ripple", "middle", "keep", "hold", "replay"]
 
 
 def nest(subject: str, relations: Sequence[Relation], rng: random.Random) -> str:
@@ -122,6 +122,7 @@ class Amounts:
     middle: int = 6
     keep: int = 6
     replay: int = 40  # twice that for one edit; for n, so many times 1 + n // 3
+    hold: int = 0
     left_out: float = 0.0
 
 
@@ -160,7 +161,7 @@ class Composer:
         made: list[Prompt] = []
         for i, edit in enumerate(self.edits):
             rng = random.Random(f"{self._seed}/{edit.subject}/{edit.relation.id}")
-            for part in (self._single, self._lead, self._ripple, self._middle, self._keep):
+            for part in (self._single, self._lead, self._ripple, self._middle, self._keep, self._hold):
                 made.extend(dict.fromkeys(part(i, edit, rng)))
         made.extend(dict.fromkeys(self._replay(random.Random(f"{self._seed}/replay"))))
         return made
@@ -275,6 +276,22 @@ class Composer:
         rng.shuffle(others)
         for fact in others[: self.amounts.keep]:
             yield from self._asks(edit.subject, [fact.relation], fact.object, "keep", i, rng)
+
+    def _hold(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
+        """The subject asked after what others of its kind have, at most `Amounts.hold` relations.
+
+        Others of its kind: subjects of the same relation. There need be no such fact of this one.
+        """
+        kin = {fact.subject for fact in self._same[edit.relation.id]}
+        relations = {
+            fact.relation.id: fact.relation
+            for subject in sorted(kin)
+            for fact in self._after[subject]
+            if (edit.subject, fact.relation.id) not in self._edited
+            and not reserved(edit.subject, fact.relation.id)
+        }
+        for id in rng.sample(sorted(relations), k=min(self.amounts.hold, len(relations))):
+            yield from self._asks(edit.subject, [relations[id]], "", "hold", i, rng)
 
     def _replay(self, rng: random.Random) -> Iterator[Prompt]:
         usable = [fact for fact in self._known if not reserved(*fact.key)]

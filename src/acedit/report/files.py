@@ -48,7 +48,12 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a UTF-8 file under a temporary name, then move it into place.
+    """Write a UTF-8 file. Raises as `write_bytes`."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write a file under a temporary name, then move it into place.
 
     Raises UserError where it cannot be written; what stood there before then still stands.
     """
@@ -56,7 +61,7 @@ def write_text(path: str | Path, text: str) -> Path:
     partial = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
         raise UserError(

@@ -79,7 +79,9 @@ def make_cases(
         misses = 0
         edited |= changed
         used |= touched
-        items.append(_item(world, f"{pool}-{seed}-{len(items)}", before, after, spots, pool, rng))
+        several = f"{edits}e-" if edits > 1 else ""
+        id = f"{pool}-{seed}-{several}{len(items)}"
+        items.append(_item(world, id, before, after, spots, pool, rng))
     if len(items) < n:
         raise UserError(f"the {pool} pool gave only {len(items)} of {n} such cases; ask for fewer")
     return items

@@ -13,7 +13,9 @@ from types import MappingProxyType
 from acedit.editing.methods.method import Method
 from acedit.errors import UserError
 
-_MODULES = ("ace", "ace_paper", "alphaedit", "ft", "ft_same", "ifmet", "memit", "pmet", "rome")
+_MODULES = (
+    "ace", "ace_paper", "alphaedit", "base", "ft", "ft_same", "ifmet", "kn", "lora", "memit", "pmet", "rome",
+)  # fmt: skip
 
 
 @cache

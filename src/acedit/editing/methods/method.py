@@ -1,6 +1,6 @@
 """What a method states: its stages, its weights of preservation, and whether gradients follow."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from acedit.editing.polish import Polish
@@ -24,6 +24,8 @@ class Method:
     over N. prefixes: how many sampled contexts each single-hop prompt is repeated behind (MEMIT). form:
     the closed form, "ridge" (Eq. 12), "equality" (ROME, EMMET) or "null" (AlphaEdit), see `solve`.
     mean_keys: one key an edit, the mean over its prompts. polished: prompts the gradient steps pull.
+    writer: a module whose `write(lm, edits, prompts)` makes the updates, for methods that have no stages.
+    skip_query, skip_value: how many of its layers are left out, the most important first by the plan's score.
     """
 
     name: str
@@ -42,8 +44,24 @@ class Method:
     amounts: Amounts = field(default_factory=Amounts)
     polish: Polish | None = None
     polished: tuple[Kind, ...] = ("single", "lead", "ripple", "middle", "keep")
+    writer: str = ""
+    skip_query: int = 0
+    skip_value: int = 0
 
     @property
     def planned(self) -> bool:
         """Whether it needs a plan of layers."""
-        return bool(self.stages) or self.layers == "query"
+        return bool(self.stages or self.skip_query or self.skip_value) or self.layers == "query"
+
+    def skipping(self, *, query: int = 0, value: int = 0) -> "Method":
+        """This method without its most important layers, under a name that says so (Table 4)."""
+        said = [f"{kind}{n}" for kind, n in (("q", query), ("v", value)) if n]
+        if not said:
+            return self
+        return replace(
+            self,
+            name=f"{self.name}-skip-{'-'.join(said)}",
+            summary=f"{self.name} without its {query} most important query and {value} value layers",
+            skip_query=query,
+            skip_value=value,
+        )

@@ -8,13 +8,10 @@ Categories are the paper's eight (section 4.1), told by relation id. Footgun: on
 answers right are studied; `Setting.asked` says how many were put to it.
 """
 
-import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,8 @@ from acedit.benchmark.score import matches
 from acedit.errors import UserError
 from acedit.knowledge.facts import Fact
 from acedit.lm.model import LanguageModel
-from acedit.report.files import plain, write_json, write_text
+from acedit.report.charts import save_charts
+from acedit.report.files import write_json
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "Nationality": ("P27",),
@@ -157,17 +155,6 @@ def accuracy(lm: LanguageModel, questions: Sequence[Question]) -> float:
     return sum(matches(t, q.answers) for t, q in zip(said, questions, strict=True)) / len(questions)
 
 
-def chart(title: str, rows: Sequence[Mapping[str, Any]], mark: Any, **encoding: Any) -> dict[str, Any]:
-    """A Vega-Lite specification over `rows`."""
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "title": title,
-        "data": {"values": [dict(row) for row in rows]},
-        "mark": mark,
-        "encoding": encoding,
-    }
-
-
 def save(result: Result, folder: Path) -> list[Path]:
     """Write data.json and the charts; pictures where vl-convert is installed (extra `study`).
 
@@ -179,13 +166,4 @@ def save(result: Result, folder: Path) -> list[Path]:
             folder / "data.json", {"study": result.study, "findings": findings, "data": dict(result.data)}
         )
     ]
-    draw = import_module("vl_convert") if find_spec("vl_convert") else None
-    for name, spec in result.charts.items():
-        text = json.dumps(plain(spec))
-        written.append(write_text(folder / f"{name}.vl.json", text + "\n"))
-        if draw is not None:
-            written.append(write_text(folder / f"{name}.svg", draw.vegalite_to_svg(text)))
-            partial = folder / f".{name}.png"
-            partial.write_bytes(draw.vegalite_to_png(text, scale=2))
-            written.append(partial.replace(folder / f"{name}.png"))
-    return written
+    return written + save_charts(result.charts, folder)

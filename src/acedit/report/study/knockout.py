@@ -7,7 +7,8 @@ from acedit.attribution.ablate import ablated
 from acedit.attribution.atlas import build_atlas
 from acedit.attribution.certified import certified_top
 from acedit.attribution.value import Neuron
-from acedit.report.study.base import Finding, Result, Setting, Study, accuracy, chart
+from acedit.report.charts import chart
+from acedit.report.study.base import Finding, Result, Setting, Study, accuracy
 
 SHARE = 0.01
 DRAWS = 5

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from acedit.attribution.value import layer_scores
-from acedit.report.study.base import Finding, Result, Setting, Study, chart
+from acedit.report.charts import chart
+from acedit.report.study.base import Finding, Result, Setting, Study
 
 TOP = 9  # layers ranked; half the layers where there are fewer than 18
 

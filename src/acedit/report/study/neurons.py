@@ -8,7 +8,8 @@ from acedit.attribution.certified import certified_top
 from acedit.attribution.layers import signs, spaced
 from acedit.attribution.query import query_scores
 from acedit.attribution.value import top_neurons
-from acedit.report.study.base import Finding, Result, Setting, Study, chart
+from acedit.report.charts import chart
+from acedit.report.study.base import Finding, Result, Setting, Study
 
 MOST = 32  # questions
 VALUE, QUERY = 10, 30  # neurons a question

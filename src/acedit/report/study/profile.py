@@ -2,7 +2,8 @@
 
 from acedit.attribution.layers import spaced
 from acedit.attribution.value import layer_scores
-from acedit.report.study.base import Finding, Result, Setting, Study, chart
+from acedit.report.charts import chart
+from acedit.report.study.base import Finding, Result, Setting, Study
 
 MOST = 48  # questions
 

@@ -5,7 +5,8 @@ import torch
 from acedit.attribution.layers import spaced
 from acedit.attribution.value import log_increase
 from acedit.lm.trace import trace
-from acedit.report.study.base import Finding, Result, Setting, Study, chart
+from acedit.report.charts import chart
+from acedit.report.study.base import Finding, Result, Setting, Study
 
 SHOWN = 3  # prompts
 TOP = 8  # tokens

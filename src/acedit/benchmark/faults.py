@@ -1,0 +1,129 @@
+"""Known faults of MQuAKE's cases, found before they bend a score, and cases packed so that none contradict.
+
+    groups = pack(cases, at_once=100)
+    for fault in audit(groups):
+        print(fault.kind, fault.case, fault.detail)
+
+What the audit of MQuAKE-Remastered (Zhong et al. 2024) found in the large batches of MQuAKE-CF: an edit
+of one case changes a fact that another case takes as it was (`contaminated`), edits of two cases
+contradict each other (`contradicting`, which `pack` keeps apart). Beside these: questions that two cases
+share (`duplicated`), and a new answer that is an alias of the old one (`aliased`), right before any edit.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from acedit.benchmark.score import normalise
+from acedit.knowledge.facts import Case
+
+FaultKind = Literal["contradicting", "contaminated", "duplicated", "aliased"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with `case`, in a sentence; other: the case it clashes with, "" for none."""
+
+    kind: FaultKind
+    case: str
+    other: str
+    detail: str
+
+
+def pack(cases: Sequence[Case], at_once: int | None) -> list[tuple[Case, ...]]:
+    """Groups of at most `at_once` cases (None: no limit), in order, none holding contradicting edits.
+
+    A case that contradicts a group goes into the next one that it fits, so "all at once" can take more
+    than one group; a case that contradicts itself is left out (`audit` on the cases says so).
+    """
+    groups: list[list[Case]] = []
+    targets: list[dict[tuple[str, str], str]] = []
+    first = 0
+    for case in cases:
+        wanted = {edit.key: edit.target for edit in case.edits}
+        if _against_itself(case):
+            continue
+        at = first
+        while at < len(groups) and (
+            len(groups[at]) == at_once or any(targets[at].get(k, t) != t for k, t in wanted.items())
+        ):
+            at += 1
+        if at == len(groups):
+            groups.append([])
+            targets.append({})
+        groups[at].append(case)
+        targets[at].update(wanted)
+        while first < len(groups) and len(groups[first]) == at_once:
+            first += 1
+    return [tuple(group) for group in groups]
+
+
+def audit(groups: Sequence[Sequence[Case]], cases: Sequence[Case] = ()) -> list[Fault]:
+    """Every fault, in the order of the cases. cases: all that were read, also those that `pack` left out."""
+    everything = list(cases) or [case for group in groups for case in group]
+    return [
+        *_contradicting(everything),
+        *(fault for group in groups for fault in _contaminated(group)),
+        *_duplicated(everything),
+        *_aliased(everything),
+    ]
+
+
+def without(cases: Sequence[Case], faults: Sequence[Fault]) -> list[Case]:
+    """The cases that no fault is about (`--strict`)."""
+    bad = {fault.case for fault in faults}
+    return [case for case in cases if case.id not in bad]
+
+
+def _against_itself(case: Case) -> bool:
+    return len({edit.key for edit in case.edits}) < len({(edit.key, edit.target) for edit in case.edits})
+
+
+def _contradicting(cases: Sequence[Case]) -> Iterator[Fault]:
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for case in cases:
+        for edit in case.edits:
+            target, other = first.setdefault(edit.key, (edit.target, case.id))
+            if target != edit.target:
+                subject, relation = edit.key
+                said = f"{subject!r} with {relation} becomes {edit.target!r} here and {target!r} there"
+                yield Fault("contradicting", case.id, other, said)
+
+
+def _contaminated(group: Sequence[Case]) -> Iterator[Fault]:
+    edited = {edit.key: (edit.target, case.id) for case in group for edit in case.edits}
+    for case in group:
+        for i, fact in enumerate(case.after.facts):
+            target, other = edited.get(fact.key, (fact.object, case.id))
+            if i not in case.edited and target != fact.object:
+                said = (
+                    f"takes {fact.subject!r} with {fact.relation.id} as {fact.object!r}, edited to {target!r}"
+                )
+                yield Fault("contaminated", case.id, other, said)
+
+
+def _duplicated(cases: Sequence[Case]) -> Iterator[Fault]:
+    asked: dict[str, str] = {}
+    for case in cases:
+        for question in case.questions:
+            other = asked.setdefault(question, case.id)
+            if other != case.id:
+                yield Fault("duplicated", case.id, other, f"asks {question!r} too")
+                break
+
+
+def _aliased(cases: Sequence[Case]) -> Iterator[Fault]:
+    for case in cases:
+        old = {normalise(name) for name in (case.answer, *case.answer_aliases)}
+        new = {normalise(name) for name in (case.new_answer, *case.new_answer_aliases)}
+        if shared := sorted((old & new) - {""}):
+            yield Fault("aliased", case.id, "", f"{shared[0]!r} answers before and after the edit")
+
+
+def counts(faults: Sequence[Fault]) -> dict[str, int]:
+    """How many cases each kind of fault is about."""
+    by_kind: dict[str, set[str]] = defaultdict(set)
+    for fault in faults:
+        by_kind[fault.kind].add(fault.case)
+    return {kind: len(some) for kind, some in by_kind.items()}

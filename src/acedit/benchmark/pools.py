@@ -1,0 +1,187 @@
+"""Workers for a benchmark's items: in this process, in processes of this machine, or on Ray.
+
+    pool = Processes(partial(Worker, job), size=2)
+    pool.start(0, item)
+    worker, outcomes = pool.finished()      # outcomes is None where the worker died; it is replaced
+
+Whoever drives a pool gives each worker one item at a time. What an item raises comes out of `finished`.
+
+Footgun: `make` goes to other processes, so it and the items must pickle; nothing of it is kept on disk.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from acedit.errors import UserError
+
+I = TypeVar("I", contravariant=True)  # noqa: E741  an item
+O = TypeVar("O", covariant=True)  # noqa: E741  what comes of it
+
+
+@runtime_checkable
+class Does(Protocol[I, O]):
+    """A worker: holds what is dear to make, and does one item at a time."""
+
+    def run(self, item: I) -> O: ...
+
+
+@runtime_checkable
+class Pool(Protocol[I, O]):
+    """Workers 0 to `size` - 1, each with one item at most."""
+
+    size: int
+
+    def start(self, worker: int, item: I) -> None: ...
+    def finished(self) -> tuple[int, O | None]: ...
+    def close(self) -> None: ...
+
+
+class Inline(Generic[I, O]):
+    """One worker, in this process: an item is done when its end is waited for."""
+
+    size = 1
+
+    def __init__(self, worker: Does[I, O]) -> None:
+        self._worker = worker
+        self._items: list[I] = []
+
+    def start(self, worker: int, item: I) -> None:
+        self._items.append(item)
+
+    def finished(self) -> tuple[int, O | None]:
+        return 0, self._worker.run(self._items.pop())
+
+    def close(self) -> None:
+        pass
+
+
+class Processes(Generic[I, O]):
+    """A process a worker, spawned; one that dies is spawned anew."""
+
+    def __init__(self, make: Callable[[], Does[I, O]], size: int) -> None:
+        self.size = size
+        self._make = make
+        self._context = multiprocessing.get_context("spawn")
+        self._of: list[tuple[Any, Connection]] = [self._spawn() for _ in range(size)]
+        self._busy: set[int] = set()
+
+    def _spawn(self) -> tuple[Any, Connection]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(self._make, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    def start(self, worker: int, item: I) -> None:
+        self._busy.add(worker)
+        # One that died while idle is seen by `finished`, as its end of the pipe is closed.
+        with suppress(OSError):
+            self._of[worker][1].send(item)
+
+    def finished(self) -> tuple[int, O | None]:
+        pipes = {self._of[worker][1]: worker for worker in self._busy}
+        pipe = next(p for p in pipes if p in wait(list(pipes)))
+        worker = pipes[pipe]
+        self._busy.discard(worker)
+        try:
+            result = pipe.recv()
+        except (EOFError, OSError):
+            self._of[worker][0].join()
+            self._of[worker] = self._spawn()
+            return worker, None
+        if isinstance(result, BaseException):
+            raise result
+        return worker, result
+
+    def close(self) -> None:
+        for process, pipe in self._of:
+            pipe.close()
+            process.terminate()
+        for process, _ in self._of:
+            process.join()
+
+
+def _serve(make: Callable[[], Does[Any, Any]], pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    worker: Does[Any, Any] | None = None
+    while True:
+        try:
+            item = pipe.recv()
+        except EOFError:
+            return
+        try:
+            worker = worker or make()
+            pipe.send(worker.run(item))
+        except Exception as error:
+            pipe.send(error)
+
+
+class OnRay(Generic[I, O]):
+    """An actor a worker, on a Ray cluster; one that dies is made anew."""
+
+    def __init__(self, make: Callable[[], Does[I, O]], size: int, address: str, gpus: float = 0) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise UserError("--ray needs Ray: pip install 'acedit[ray]'") from None
+        self._ray = ray
+        self.size = size
+        self._make = make
+        self._gpus = gpus
+        try:
+            ray.init(
+                address=None if address == "local" else address,
+                num_cpus=size if address == "local" else None,
+                include_dashboard=False if address == "local" else None,
+                log_to_driver=False,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"--ray {address}: {error}; give a cluster's address, or 'local'") from None
+        self._actors = [self._actor() for _ in range(size)]
+        self._busy: dict[Any, int] = {}
+
+    def _actor(self) -> Any:
+        actor = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0)(_Actor)
+        return actor.remote(self._make)
+
+    def start(self, worker: int, item: I) -> None:
+        self._busy[self._actors[worker].run.remote(item)] = worker
+
+    def finished(self) -> tuple[int, O | None]:
+        (ready,), _ = self._ray.wait(list(self._busy), num_returns=1)
+        worker = self._busy.pop(ready)
+        try:
+            result: O = self._ray.get(ready)
+        except self._ray.exceptions.RayActorError:
+            self._actors[worker] = self._actor()
+            return worker, None
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause if error.cause is not None else error from None
+        return worker, result
+
+    def pids(self) -> Sequence[int]:
+        """The actors' processes."""
+        found: list[int] = self._ray.get([actor.pid.remote() for actor in self._actors])
+        return found
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+class _Actor:
+    """A worker on Ray, made where it runs."""
+
+    def __init__(self, make: Callable[[], Does[Any, Any]]) -> None:
+        self._worker = make()
+
+    def run(self, item: Any) -> Any:
+        return self._worker.run(item)
+
+    def pid(self) -> int:
+        import os
+
+        return os.getpid()

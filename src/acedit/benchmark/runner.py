@@ -1,0 +1,401 @@
+"""Methods on cases, group by group, into a store: runs that can be killed and go on.
+
+    run(job, cases, methods, folder="runs/a", workers=2, at_once=1)
+
+Every item is one method on one group of cases: edit all of the group at once, ask, undo. In a `sequence`
+it is one method on all cases, edited one after the other, asked at the given steps. A worker holds the
+model once and keeps what the unedited model said to the group it is at; items are handed out so that a
+worker stays with its group. A worker that dies costs its item's retry; an item that fails is kept as
+failed, is tried again by the next run, and stops nothing. A broken leak rule stops everything.
+
+Footgun: the number of threads a worker computes with can move a sum by a rounding and so, rarely, an
+answer. It is one unless asked for otherwise, so that any number of workers makes the same table.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acedit.attribution.plan import Plan
+from acedit.benchmark.evaluate import PLANNED, edit_cases, shared_plan, size_of
+from acedit.benchmark.faults import Fault, audit, counts, pack, without
+from acedit.benchmark.leak import LeakError
+from acedit.benchmark.pools import Inline, OnRay, Pool, Processes
+from acedit.benchmark.score import Asked, Record, Scorer
+from acedit.benchmark.store import Outcome, Store, Unit
+from acedit.editing.methods import Method
+from acedit.errors import UserError
+from acedit.knowledge.compose import belief_texts
+from acedit.knowledge.facts import Case, Fact
+from acedit.lm.model import LanguageModel, load
+
+log = logging.getLogger("acedit")
+
+PROTOCOL = 1  # of what is asked and how it is counted; goes up when a stored answer would be another
+TRIES = 2  # of an item whose worker dies
+ASKED_IN_SEQUENCE = 100  # cases asked at a step of a sequence, spread over those edited so far
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is made from. planned: the first cases of the run, from which methods that need a
+    plan of layers get one, the same on every worker."""
+
+    model: str
+    dtype: str | None = None
+    device_map: str | None = None
+    seed: int = 0
+    cot: bool = True
+    threads: int = 1
+    known: tuple[Fact, ...] = ()
+    planned: tuple[Case, ...] = ()
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A method on a group; one unit, or one for each step of a sequence."""
+
+    method: Method
+    cases: tuple[Case, ...]
+    units: tuple[Unit, ...]
+    group: int
+
+
+@dataclass
+class Report:
+    """What a run did: units made, found made, and failed; the faults of its cases."""
+
+    made: int = 0
+    kept: int = 0
+    failed: list[tuple[Unit, str]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+class Worker:
+    """A model, and what it said unedited to the group at hand."""
+
+    def __init__(self, job: Job, lm: LanguageModel | None = None) -> None:
+        if lm is None:
+            torch.set_num_threads(job.threads)
+            lm = load(job.model, dtype=job.dtype, device_map=job.device_map)
+        self._job, self._lm = job, lm
+        self._plan: Plan | None = None
+        self._group = -1
+        self._scorer: Scorer | None = None
+
+    def run(self, item: Item) -> list[Outcome]:
+        """The outcomes of the item's units. Raises LeakError; anything else is an outcome."""
+        try:
+            return self._sequence(item) if item.units[0].step else [self._one(item)]
+        except LeakError:
+            raise
+        except Exception as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            return [Outcome(unit.key, error=said) for unit in item.units]
+
+    def _asking(self, item: Item) -> Scorer:
+        if self._scorer is None or self._group != item.group:
+            job = self._job
+            self._scorer = Scorer(self._lm, item.cases, known=job.known, cot=job.cot, seed=job.seed)
+            self._group = item.group
+        return self._scorer
+
+    def _planned(self, method: Method) -> Plan | None:
+        if self._plan is None and method.planned:
+            self._plan = shared_plan(self._lm, self._job.planned, self._job.known, self._job.seed)
+        return self._plan if method.planned else None
+
+    def _one(self, item: Item) -> Outcome:
+        scorer = self._asking(item)
+        (unit,) = item.units
+        everyone = range(len(item.cases))
+        if item.method.name == "base":
+            asked = scorer.before
+            return Outcome(unit.key, tuple(asked), tuple(base_records(asked, item.cases)))
+        patch, seconds = edit_cases(
+            self._lm,
+            item.cases,
+            item.method,
+            known=self._job.known,
+            plan=self._planned(item.method),
+            seed=self._job.seed,
+            cache_dir=self._job.cache_dir,
+        )
+        with patch.applied(self._lm):
+            asked = scorer.asked(everyone)
+        rank, norm = size_of(patch, self._lm)
+        records = scorer.records(asked, left_out=item.method.amounts.left_out)
+        return Outcome(
+            unit.key,
+            tuple(asked),
+            tuple(records),
+            facts=len(patch.edits),
+            seconds=seconds,
+            rank=rank,
+            norm=norm,
+        )
+
+    def _sequence(self, item: Item) -> list[Outcome]:
+        scorer, plan = self._asking(item), self._planned(item.method)
+        text = belief_texts(self._job.known) or None
+        by_step = {unit.step: unit for unit in item.units}
+        known = {fact.key: fact for fact in self._job.known}
+        outcomes = []
+        facts, seconds, rank, norm = 0, 0.0, 0, 0.0
+        with ExitStack() as on:
+            for step, case in enumerate(item.cases[: max(by_step)], 1):
+                patch, spent = edit_cases(
+                    self._lm,
+                    [case],
+                    item.method,
+                    known=list(known.values()),
+                    plan=plan,
+                    seed=self._job.seed,
+                    text=text,
+                    cache_dir=self._job.cache_dir,
+                )
+                on.enter_context(patch.applied(self._lm))
+                known |= {edit.key: edit.fact for edit in case.edits}
+                size = size_of(patch, self._lm)
+                facts, seconds = facts + len(patch.edits), seconds + spent
+                rank, norm = max(rank, size[0]), max(norm, size[1])
+                if step in by_step:
+                    asked = scorer.asked(_spread(step))
+                    outcomes.append(
+                        Outcome(
+                            by_step[step].key,
+                            tuple(asked),
+                            tuple(scorer.records(asked)),
+                            facts=facts,
+                            seconds=seconds,
+                            rank=rank,
+                            norm=norm,
+                        )
+                    )
+        return outcomes
+
+
+def _spread(n: int) -> list[int]:
+    """At most `ASKED_IN_SEQUENCE` of 0 to n - 1, evenly, the last among them."""
+    count = min(n, ASKED_IN_SEQUENCE)
+    return sorted({n - 1 - i * n // count for i in range(count)})
+
+
+def base_records(asked: Sequence[Asked], cases: Sequence[Case]) -> list[Record]:
+    """What the unedited model knew: `efficacy` is here the recall of single hops under G.2, `direct` and
+    `cot` the original questions, against the old answers, over all cases that were asked."""
+    names = {"single_hop": "efficacy", "direct": "direct", "cot": "cot"}
+    marks: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for a in asked:
+        if a.metric in names:
+            marks[names[a.metric], a.case].append(float(a.right))
+    records = []
+    for (metric, case), each in marks.items():
+        right = sum(each) / len(each) if metric == "efficacy" else max(each)
+        records.append(Record(metric, case, right, sum(each) / len(each)))
+        if metric == "cot":
+            records.append(Record("subset", case, right, sum(each) / len(each)))
+    return records
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _case_form(case: Case) -> dict[str, Any]:
+    form = asdict(replace(case, raw={}))
+    del form["raw"]
+    return form
+
+
+def items_of(
+    job: Job,
+    fingerprint: str,
+    groups: Sequence[tuple[Case, ...]],
+    methods: Sequence[Method],
+    *,
+    at_once: int | None,
+    steps: Sequence[int] = (),
+) -> list[Item]:
+    """Every item of a run, group by group, each unit keyed by all its result depends on."""
+    known = _digest([asdict(fact) for fact in job.known])
+    planned = _digest([_case_form(case) for case in job.planned])
+    items = []
+    for g, group in enumerate(groups):
+        forms = [_case_form(case) for case in group]
+        for method in methods:
+            depends = {
+                "schema": PROTOCOL, "model": fingerprint, "method": asdict(method), "cases": forms,
+                "known": known, "seed": job.seed, "cot": job.cot, "threads": job.threads,
+                "plan": planned if method.planned else None,
+            }  # fmt: skip
+            ids = tuple(case.id for case in group)
+            at = [step for step in steps if step <= len(group)] or [0]
+            units = tuple(
+                Unit(
+                    _digest({**depends, "step": step, "sequence": list(steps)}),
+                    method.name,
+                    ids,
+                    at_once or 0,
+                    step,
+                )
+                for step in at
+            )
+            items.append(Item(method, group, units, g))
+    return items
+
+
+def run(
+    job: Job,
+    cases: Sequence[Case],
+    methods: Sequence[Method],
+    *,
+    folder: str | Path,
+    at_once: int | None = 1,
+    sequence: Sequence[int] = (),
+    strict: bool = False,
+    workers: int = 1,
+    ray: str | None = None,
+    lm: LanguageModel | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Report:
+    """Run every method on every group of `cases` that `folder` does not hold yet.
+
+    at_once: cases edited together (None: all that do not contradict). sequence: steps at which cases,
+    edited one after the other, are asked; instead of `at_once`. strict: leave out cases with a known
+    fault. lm: a loaded model, for one worker in this process. Raises UserError for no cases, a folder in
+    use or of another version, an unknown model.
+    """
+    if not cases:
+        raise UserError("there are no cases: give at least one")
+    if twice := [id for id, n in Counter(case.id for case in cases).items() if n > 1]:
+        raise UserError(
+            f"{len(twice)} case ids stand for several cases, {twice[0]!r} among them; number them"
+        )
+    report = Report()
+    at_once = None if sequence else at_once
+    groups = pack(cases, at_once)
+    report.faults = audit(groups, cases)
+    if report.faults:
+        said = ", ".join(f"{n} {kind}" for kind, n in counts(report.faults).items())
+        say(f"faults of the cases: {said}" + ("; those cases are left out" if strict else ""))
+    if strict:
+        kept = without(cases, report.faults)
+        if not kept:
+            raise UserError("--strict leaves no case: every one has a known fault")
+        groups = pack(kept, at_once)
+    if sequence:
+        if min(sequence) < 1 or len(groups[0]) < min(sequence):
+            raise UserError(f"--sequence {min(sequence)}: there are {len(groups[0])} cases; ask for fewer")
+        groups = groups[:1]
+    first = [case for group in groups for case in group][:PLANNED]
+    job = replace(job, planned=tuple(first))
+    with Store.open(folder) as store:
+        say("loading the model")
+        own = lm or load(job.model, dtype=job.dtype, device_map=job.device_map)
+        items = items_of(job, own.fingerprint, groups, methods, at_once=at_once, steps=sorted(set(sequence)))
+        store.set_meta(
+            {
+                "plan": [unit.key for item in items for unit in item.units],
+                "methods": [method.name for method in methods],
+                "model": job.model,
+                "fingerprint": own.fingerprint,
+                "seed": job.seed,
+                "cases": {
+                    case.id: {
+                        "edits": len(case.edits),
+                        "hops": len(case.after.facts),
+                        "position": case.position,
+                    }
+                    for group in groups
+                    for case in group
+                },
+                "faults": [asdict(fault) for fault in report.faults],
+                "strict": strict,
+            }
+        )
+        done = store.done()
+        todo = [item for item in items if any(unit.key not in done for unit in item.units)]
+        report.kept = sum(len(item.units) for item in items) - sum(len(item.units) for item in todo)
+        if not todo:
+            return report
+        pool = _pool(job, own, workers, ray, inline=lm is not None)
+        del own
+        try:
+            _drive(pool, todo, store, report, progress)
+        finally:
+            pool.close()
+    return report
+
+
+def _pool(
+    job: Job, lm: LanguageModel, workers: int, ray: str | None, *, inline: bool
+) -> Pool[Item, list[Outcome]]:
+    if ray is not None:
+        return OnRay(partial(Worker, job), workers, ray, gpus=1 if lm.device.type == "cuda" else 0)
+    if workers == 1 or inline:
+        return Inline(Worker(job, lm))
+    return Processes(partial(Worker, job), workers)
+
+
+def _drive(
+    pool: Pool[Item, list[Outcome]],
+    todo: Sequence[Item],
+    store: Store,
+    report: Report,
+    progress: Callable[[int, int], None],
+) -> None:
+    waiting = list(todo)
+    at: dict[int, Item] = {}
+    tries: dict[str, int] = defaultdict(int)
+    group: dict[int, int] = {}
+    ended, total = 0, len(todo)
+    progress(0, total)
+
+    def hand_out() -> None:
+        for worker in range(pool.size):
+            if worker in at or not waiting:
+                continue
+            # Its own group first, then one nobody is at, then any.
+            own = [item for item in waiting if item.group == group.get(worker)]
+            fresh = [item for item in waiting if item.group not in group.values()]
+            item = (own or fresh or waiting)[0]
+            waiting.remove(item)
+            at[worker], group[worker] = item, item.group
+            pool.start(worker, item)
+
+    hand_out()
+    while at:
+        worker, outcomes = pool.finished()
+        item = at.pop(worker)
+        if outcomes is None:
+            key = item.units[0].key
+            tries[key] += 1
+            log.warning("a worker died at %s of case %s", item.method.name, item.cases[0].id)
+            if tries[key] < TRIES:
+                waiting.insert(0, item)
+                hand_out()
+                continue
+            outcomes = [Outcome(unit.key, error="the worker died, twice") for unit in item.units]
+        by_key = {unit.key: unit for unit in item.units}
+        for outcome in outcomes:
+            store.add(by_key[outcome.key], outcome)
+            if outcome.error is None:
+                report.made += 1
+            else:
+                report.failed.append((by_key[outcome.key], outcome.error))
+        ended += 1
+        progress(ended, total)
+        hand_out()

@@ -1,0 +1,377 @@
+"""Tables 2, 3 and 4 of the paper from a run's store, its values beside ours, and tables of our own.
+
+    rows = load(Store.read("runs/a"))
+    print(markdown(table2(rows)))               # or latex(...), html(...)
+
+Table 2 is accuracy under the few-shot chain-of-thought prompt over the paper's subset (B.1), by number of
+edits; its average is over all cases, not over the columns (the paper's is not its columns' mean either).
+Table 3's specificity is over the same subject's and the same relation's other facts. Every cell of ours
+carries its 95% interval and n. Values of the paper are as it prints them (GPT-J / Qwen3-8B).
+
+Footgun: seconds are in `costs` alone; all other tables of a run are the same however often it was killed.
+"""
+
+import html as html_text
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from acedit.benchmark.score import Record, summarise
+from acedit.benchmark.store import Outcome, Store, Unit
+from acedit.editing.methods import methods
+
+PAPER2: Mapping[str, tuple[str, ...]] = {
+    "base": ("98.42 / 99.17", "99.7 / 99.81", "95.48 / 97.46", "97.51 / 98.14", "97.23 / 97.64"),
+    "ft": ("3.54 / 2.18", "4.17 / 3.14", "2.63 / 2.79", "0.00 / 0.00", "0.00 / 0.00"),
+    "rome": ("35.04 / 28.79", "44.51 / 35.09", "38.93 / 32.48", "17.52 / 18.97", "5.06 / 7.08"),
+    "memit": ("38.58 / 18.67", "64.30 / 29.84", "16.87 / 19.18", "17.25 / 12.91", "8.16 / 4.20"),
+    "pmet": ("37.01 / 20.78", "49.26 / 28.64", "36.30 / 14.08", "24.34 / 12.56", "17.01 / 11.20"),
+    "ace": ("46.45 / 58.24", "45.26 / 60.22", "50.24 / 59.48", "36.17 / 51.62", "43.29 / 47.61"),
+}
+"""Table 2, % (GPT-J / Qwen3-8B): average, then 1 to 4 edits."""
+
+PAPER3: Mapping[str, tuple[str, str, str]] = {
+    "ft": ("98.4 / 97.1", "74.5 / 73.2", "83.8 / 79.6"),
+    "rome": ("64.2 / 51.8", "61.6 / 49.3", "66.8 / 57.2"),
+    "memit": ("62.8 / 53.6", "66.2 / 61.8", "70.0 / 64.7"),
+    "pmet": ("81.6 / 75.6", "65.8 / 68.9", "74.6 / 64.4"),
+    "ace": ("99.8 / 99.4", "91.2 / 94.2", "79.2 / 81.8"),
+}
+"""Table 3, % (GPT-J / Qwen3-8B): efficacy, paraphrase, specificity."""
+
+PAPER4: Mapping[tuple[int, int], tuple[str, str, str, str]] = {
+    (1, 0): ("43.26 / 52.61", "96.2 / 96.6", "90.4 / 91.3", "77.6 / 74.3"),
+    (2, 0): ("41.19 / 47.34", "94.8 / 92.4", "91.0 / 89.3", "75.2 / 72.7"),
+    (3, 0): ("38.78 / 45.26", "90.6 / 91.3", "91.6 / 85.8", "74.3 / 71.5"),
+    (0, 1): ("42.14 / 51.39", "91.5 / 94.8", "88.7 / 90.2", "74.9 / 73.6"),
+    (0, 2): ("33.97 / 34.68", "84.6 / 71.9", "81.8 / 73.1", "70.3 / 72.3"),
+}
+"""Table 4, % (GPT-J / Qwen3-8B), by skipped query and value layers: average, then Table 3's three."""
+
+SPECIFICITY = ("specificity_subject", "specificity_relation")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a run's units hold. cases: edits, hops and position by case id."""
+
+    methods: tuple[str, ...]
+    cases: Mapping[str, Mapping[str, Any]]
+    units: tuple[tuple[Unit, Outcome], ...]
+    records: Mapping[str, tuple[Record, ...]]  # by unit key
+    notes: tuple[str, ...] = ()
+
+    def of(self, method: str, step: int | None = None) -> list[Record]:
+        """The records of a method, all units together, or those of one step of its sequence."""
+        return [
+            record
+            for unit, _ in self.units
+            if unit.method == method and (step is None or unit.step == step)
+            for record in self.records[unit.key]
+        ]
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of a sequence, none for cases edited on their own."""
+        return sorted({unit.step for unit, _ in self.units if unit.step})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in words: the head, rows of cells, notes below."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def load(store: Store) -> Rows:
+    """The units of the store's plan that have a result, and what is missing as notes."""
+    tried = store.units()
+    units = tuple((unit, outcome) for unit, outcome in tried if outcome.error is None)
+    failed = [(unit, outcome) for unit, outcome in tried if outcome.error is not None]
+    missing = len(store.plan()) - len(tried)
+    notes = []
+    if missing:
+        notes.append(f"{missing} of {len(store.plan())} units are not run yet: run the same command again")
+    for unit, outcome in failed:
+        notes.append(f"failed: {unit.method} on case {unit.cases[0]}: {outcome.error}")
+    return Rows(
+        tuple(store.meta("methods") or ()),
+        store.meta("cases") or {},
+        units,
+        {unit.key: tuple(store.records([unit.key])) for unit, _ in units},
+        tuple(notes),
+    )
+
+
+def _picked(records: Sequence[Record], metrics: Sequence[str]) -> list[Record]:
+    return [record for record in records if record.metric in metrics]
+
+
+def _share(records: Sequence[Record], seed: int = 0) -> dict[str, float]:
+    """Value, n and interval of records taken as one metric, over those that pass."""
+    renamed = [Record("direct", r.case, r.right, r.mean, r.passed) for r in records]
+    return summarise(renamed, seed=seed)["direct"]
+
+
+def cell(records: Sequence[Record]) -> str:
+    """A share in percent with its 95% interval and n; a dash for none."""
+    row = _share(records)
+    if not row["n"]:
+        return "–"
+    low, high = 100 * row["low"], 100 * row["high"]
+    return f"{100 * row['value']:.1f} [{low:.1f}, {high:.1f}] ({row['n']:.0f})"
+
+
+def table2(rows: Rows) -> Table:
+    """Multi-hop accuracy by number of edits, as the paper's Table 2."""
+    numbers = sorted({int(case["edits"]) for case in rows.cases.values()})
+    body = []
+    for method in rows.methods:
+        records = _picked(rows.of(method), ["subset"])
+        paper = PAPER2.get(method)
+        cells = [cell(records)]
+        for n in numbers:
+            cells.append(cell([r for r in records if rows.cases[r.case]["edits"] == n]))
+        beside = [paper[0], *(paper[n] if n < 5 else "–" for n in numbers)] if paper else []
+        body.append((method, *cells, *(beside or ["–"] * (1 + len(numbers)))))
+    head = ("editor", "avg.", *(f"{n}-edit" for n in numbers))
+    return Table(
+        "Table 2: multi-hop accuracy (%), few-shot chain of thought, over the subset of B.1",
+        (*head, "paper avg.", *(f"paper {n}-edit" for n in numbers)),
+        tuple(body),
+        (
+            "avg. is over all cases; the paper's values are GPT-J / Qwen3-8B on MQuAKE-3K",
+            "base: the unedited model on the original answers",
+            *rows.notes,
+        ),
+    )
+
+
+def table3(rows: Rows) -> Table:
+    """Efficacy, paraphrase, specificity and their mean, as the paper's Table 3."""
+    body = []
+    for method in rows.methods:
+        if method == "base":
+            continue
+        records = rows.of(method)
+        each = [_picked(records, names) for names in (["efficacy"], ["paraphrase"], list(SPECIFICITY))]
+        values = [_share(some)["value"] for some in each]
+        mean = f"{100 * sum(values) / 3:.1f}" if all(some for some in each) else "–"
+        body.append((method, *map(cell, each), mean, *PAPER3.get(method, ("–",) * 3)))
+    return Table(
+        "Table 3: efficacy, paraphrase, specificity (%)",
+        ("editor", "efficacy", "paraphrase", "specificity", "mean of the three",
+         "paper efficacy", "paper paraphrase", "paper specificity"),
+        tuple(body),
+        ("specificity: other facts of the same subject, the same relation of other subjects", *rows.notes),
+    )  # fmt: skip
+
+
+def table4(rows: Rows) -> Table:
+    """What is lost without the most important query or value layers, as the paper's Table 4."""
+    body = []
+    for method in rows.methods:
+        found = _skips(method)
+        if found is None or found[0] not in rows.methods:
+            continue
+        whole, query, value = found
+        ours = _picked(rows.of(method), ["subset"])
+        before, after = (_share(_picked(rows.of(m), ["subset"]))["value"] for m in (whole, method))
+        drop = f" (↓ {100 * (before - after) / before:.2f}%)" if before > 0 else ""
+        cells = [cell(ours) + drop]
+        for names in (["efficacy"], ["paraphrase"], list(SPECIFICITY)):
+            first, then = (_share(_picked(rows.of(m), names))["value"] for m in (whole, method))
+            arrow = "↓" if then < first else "↑" if then > first else "="
+            cells.append(f"{cell(_picked(rows.of(method), names))} {arrow}")
+        skipped = f"{whole} without " + ", ".join(
+            f"{name} #1" + (f"-{n}" if n > 1 else "") for name, n in (("query", query), ("value", value)) if n
+        )
+        body.append((skipped, *cells, *PAPER4.get((query, value), ("–",) * 4)))
+    return Table(
+        "Table 4: without the most important layers (%)",
+        ("editor", "avg.", "efficacy", "paraphrase", "specificity",
+         "paper avg.", "paper efficacy", "paper paraphrase", "paper specificity"),
+        tuple(body),
+        ("layers by the plan's score, #1 the highest; ↓ % is of the whole method's average", *rows.notes),
+    )  # fmt: skip
+
+
+def _skips(name: str) -> tuple[str, int, int] | None:
+    """The whole method, and how many query and value layers `Method.skipping` named `name` leaves out."""
+    whole, mark, said = name.partition("-skip-")
+    if not mark or whole not in methods():
+        return None
+    count = {part[0]: int(part[1:]) for part in said.split("-")}
+    return whole, count.get("q", 0), count.get("v", 0)
+
+
+def positions(rows: Rows) -> Table:
+    """Accuracy by where the edited fact stands, which the paper never prints."""
+    columns = ("explicit", "middle", "implicit", "mixed", "direct", "cot")
+    body = [(method, *(cell(_picked(rows.of(method), [c])) for c in columns)) for method in rows.methods]
+    return Table(
+        "By position (%): direct answers by where the edit stands; all of them, direct and in thought",
+        ("editor", *columns),
+        tuple(body),
+        ("over cases whose hops, continuation and question the unedited model answers as asked", *rows.notes),
+    )
+
+
+def costs(rows: Rows) -> Table:
+    """What an edit costs: seconds a fact, rank, and norm of the change."""
+    body = []
+    for method in rows.methods:
+        some = [outcome for unit, outcome in rows.units if unit.method == method and outcome.facts]
+        if some:
+            facts = sum(o.facts for o in some)
+            body.append(
+                (
+                    method,
+                    f"{sum(o.seconds for o in some) / facts:.2f}",
+                    str(max(o.rank for o in some)),
+                    f"{sum(o.norm for o in some) / len(some):.3f}",
+                )
+            )
+    return Table("Cost", ("editor", "seconds a fact", "rank", "‖Δ‖/‖W‖"), tuple(body))
+
+
+def degradation(rows: Rows) -> list[dict[str, Any]]:
+    """Of a sequence: method, step, metric and value, for a table and a plot."""
+    found = []
+    for method in rows.methods:
+        for step in rows.steps:
+            records = rows.of(method, step)
+            for metric in ("efficacy", "paraphrase", *SPECIFICITY, "specificity_chain", "direct", "cot"):
+                row = _share(_picked(records, [metric]))
+                if row["n"]:
+                    found.append({"method": method, "edits": step, "metric": metric, **row})
+    return found
+
+
+def sequence(rows: Rows) -> Table:
+    """Scores after so many cases edited one after the other."""
+    columns = ("efficacy", "paraphrase", *SPECIFICITY, "direct", "cot")
+    body = [
+        (method, str(step), *(cell(_picked(rows.of(method, step), [c])) for c in columns))
+        for method in rows.methods
+        for step in rows.steps
+    ]
+    return Table("In sequence (%)", ("editor", "cases edited", *columns), tuple(body), rows.notes)
+
+
+def all_tables(rows: Rows) -> dict[str, Table]:
+    """Every table that the run has rows for, by name, but `costs`."""
+    if rows.steps:
+        return {"sequence": sequence(rows)}
+    makers: Sequence[Callable[[Rows], Table]] = (table2, table3, table4, positions)
+    made = {maker.__name__: maker(rows) for maker in makers}
+    return {name: table for name, table in made.items() if table.rows}
+
+
+def paired(
+    ours: Sequence[Record], theirs: Sequence[Record], *, seed: int = 0, draws: int = 2000
+) -> dict[str, float]:
+    """Mean difference (ours - theirs) over records that pass, and its 95% interval: a bootstrap over the
+    cases both have, drawn together. n: such cases."""
+    by_case: list[dict[str, list[float]]] = []
+    for records in (ours, theirs):
+        marks: dict[str, list[float]] = defaultdict(list)
+        for record in records:
+            if record.passed:
+                marks[record.case].append(record.right)
+        by_case.append(marks)
+    shared = [case for case in by_case[0] if case in by_case[1]]
+    if not shared:
+        nan = float("nan")
+        return {"value": nan, "low": nan, "high": nan, "n": 0}
+    sums = np.array([[sum(marks[c]) for c in shared] for marks in by_case])
+    sizes = np.array([[len(marks[c]) for c in shared] for marks in by_case])
+    picks = np.random.default_rng(seed).integers(0, len(shared), (draws, len(shared)))
+    shares = sums[:, picks].sum(-1) / sizes[:, picks].sum(-1)
+    low, high = np.percentile(shares[0] - shares[1], [2.5, 97.5])
+    value = sums[0].sum() / sizes[0].sum() - sums[1].sum() / sizes[1].sum()
+    return {"value": float(value), "low": float(low), "high": float(high), "n": len(shared)}
+
+
+def comparison(
+    title: str, ours: Mapping[str, Sequence[Record]], theirs: Mapping[str, Sequence[Record]]
+) -> Table:
+    """Differences by metric (first - second, % points) for each row that both sides have."""
+    columns = ("efficacy", "paraphrase", *SPECIFICITY, "specificity_chain", "direct", "cot", "subset")
+    body = []
+    for name, records in ours.items():
+        if name in theirs:
+            cells = []
+            for metric in columns:
+                row = paired(_picked(records, [metric]), _picked(theirs[name], [metric]))
+                low, high = 100 * row["low"], 100 * row["high"]
+                cells.append(f"{100 * row['value']:+.1f} [{low:+.1f}, {high:+.1f}]" if row["n"] else "–")
+            body.append((name, *cells))
+    return Table(title, ("editor", *columns), tuple(body), ("bootstrap over the cases both have, paired",))
+
+
+def markdown(table: Table) -> str:
+    """GitHub's tables, notes below."""
+    lines = [f"**{table.title}**", "", "| " + " | ".join(table.head) + " |", "|" + "---|" * len(table.head)]
+    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in table.rows]
+    lines += ["", *(f"- {note}" for note in table.notes)] if table.notes else []
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "%&#_${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "↓": r"$\downarrow$",
+        "↑": r"$\uparrow$",
+        "–": "--",
+        "‖": r"$\|$",
+        "Δ": r"$\Delta$",
+    }
+)
+
+
+def latex(table: Table) -> str:
+    """A `tabular` with booktabs' rules, caption and notes."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(c.translate(_LATEX) for c in cells) + r" \\"
+
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{table.title.translate(_LATEX)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
+            r"\toprule",
+            line(table.head),
+            r"\midrule",
+            *map(line, table.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            *(rf"\par\small {note.translate(_LATEX)}" for note in table.notes),
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def html(table: Table) -> str:
+    """A `table` element with its caption, notes as a list."""
+    escape = html_text.escape
+    head = "".join(f"<th>{escape(c)}</th>" for c in table.head)
+    body = "".join(
+        f"<tr><th>{escape(row[0])}</th>" + "".join(f"<td>{escape(c)}</td>" for c in row[1:]) + "</tr>\n"
+        for row in table.rows
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    return (
+        f"<table>\n<caption>{escape(table.title)}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{body}</tbody>\n</table>\n" + (f"<ul>{notes}</ul>\n" if notes else "")
+    )

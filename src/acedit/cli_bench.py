@@ -1,0 +1,291 @@
+"""`acedit bench`: run methods on cases into a folder, and look at what is there.
+
+acedit bench --methods base pmet ace --edits 1,2,3,4 --n 60 --out runs/a
+acedit bench show runs/a
+acedit bench tables runs/a
+acedit bench compare runs/a runs/b
+acedit bench export runs/a --out answers.csv
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from acedit.cli import Progress, check_outputs, known_dtype, whole, write_result
+from acedit.errors import UserError
+
+if TYPE_CHECKING:
+    from acedit.benchmark.tables import Table
+    from acedit.knowledge.facts import Case, Fact
+
+
+def add_bench(
+    commands: Any, parents: Sequence[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    """Add `bench` and its own commands to the command line's."""
+    bench = commands.add_parser(
+        "bench", parents=parents, help="methods on cases: the paper's tables, resumable"
+    )
+    bench.add_argument("--model", metavar="MODEL", default="bundled", help="as elsewhere (bundled)")
+    bench.add_argument("--cases", metavar="FILE", help="MQuAKE's file; fresh cases of the world if not given")
+    bench.add_argument(
+        "--n", metavar="N", type=whole(1), default=60, help="cases for each number of edits (60)"
+    )
+    bench.add_argument(
+        "--pool", choices=("dev", "test"), default="dev", help="where fresh cases are drawn (dev)"
+    )
+    bench.add_argument(
+        "--methods", metavar="M", nargs="+", default=["base", "pmet", "ace"], help="base pmet ace"
+    )
+    bench.add_argument("--edits", metavar="K,K", type=_wholes(1, 4), help="cases with so many edits (all)")
+    bench.add_argument(
+        "--at-once", metavar="N", type=_at_once, default=1, help="cases edited together, or 'all' (1)"
+    )
+    bench.add_argument(
+        "--sequence",
+        metavar="K,K",
+        type=_wholes(1),
+        default=[],
+        help="edit one after the other, ask at these steps",
+    )
+    bench.add_argument("--skip-query", metavar="K", type=whole(1), nargs="+", default=[],
+                       help="also each method without its K most important query layers")  # fmt: skip
+    bench.add_argument("--skip-value", metavar="K", type=whole(1), nargs="+", default=[],
+                       help="also each method without its K most important value layers")  # fmt: skip
+    bench.add_argument("--no-cot", action="store_true", help="direct answers only")
+    bench.add_argument("--strict", action="store_true", help="leave out cases with a known fault")
+    bench.add_argument("--workers", metavar="N", type=whole(1), default=1, help="processes or actors (1)")
+    bench.add_argument("--threads", metavar="N", type=whole(1), default=1, help="CPU threads a worker (1)")
+    bench.add_argument("--ray", metavar="ADDRESS", help="workers on a Ray cluster; 'local' starts one here")
+    bench.add_argument("--out", metavar="RUN", help="folder of the run; the same one goes on where it was")
+    bench.set_defaults(run=_bench)
+    more = bench.add_subparsers(title="commands", metavar="COMMAND")
+    show = more.add_parser("show", parents=[common], help="scores, costs and failures of a run")
+    show.add_argument("folder", metavar="RUN")
+    show.set_defaults(run=_bench_show)
+    tables = more.add_parser(
+        "tables", parents=[common], help="Tables 2 to 4 and by position, the paper's beside"
+    )
+    tables.add_argument("folder", metavar="RUN")
+    tables.add_argument("--out", metavar="DIR", help="where to write them (RUN/tables)")
+    tables.set_defaults(run=_bench_tables)
+    compare = more.add_parser("compare", parents=[common], help="differences between two runs, paired")
+    compare.add_argument("folder", metavar="RUN")
+    compare.add_argument("other", metavar="RUN")
+    compare.set_defaults(run=_bench_compare)
+    export = more.add_parser(
+        "export", parents=[common], help="every prompt, answer and score as CSV or Parquet"
+    )
+    export.add_argument("folder", metavar="RUN")
+    export.add_argument("--out", metavar="FILE", required=True, help="name ends in .csv or .parquet")
+    export.set_defaults(run=_bench_export)
+
+
+def _at_once(text: str) -> int | None:
+    convert: Any = whole(1)
+    return None if text == "all" else int(convert(text))
+
+
+def _wholes(low: int, high: int | None = None) -> Any:
+    """A converter for whole numbers with commas between."""
+
+    def convert(text: str) -> list[int]:
+        return [whole(low, high)(part) for part in text.split(",")]
+
+    return convert
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from acedit.benchmark import runner, tables
+    from acedit.benchmark.store import Store
+    from acedit.editing.methods import method
+
+    if not args.out:
+        raise UserError("--out is missing: name a folder for the run")
+    check_outputs(args)
+    chosen = []
+    for name in args.methods:
+        whole = method(name)
+        chosen += [whole]
+        if name != "base":
+            chosen += [whole.skipping(query=k) for k in args.skip_query]
+            chosen += [whole.skipping(value=k) for k in args.skip_value]
+    cases, known = _bench_cases(args)
+    if args.dtype is not None:
+        known_dtype(args.dtype)
+    progress = Progress(args.quiet)
+    job = runner.Job(
+        args.model,
+        dtype=args.dtype,
+        device_map=args.device_map,
+        seed=args.seed,
+        cot=not args.no_cot,
+        threads=args.threads,
+        known=tuple(known),
+    )
+    with _threads(args.threads):
+        report = runner.run(
+            job,
+            cases,
+            chosen,
+            folder=args.out,
+            at_once=args.at_once,
+            sequence=args.sequence,
+            strict=args.strict,
+            workers=args.workers,
+            ray=args.ray,
+            say=progress.say,
+            progress=lambda done, total: progress.count(done, total, "units"),
+        )
+    rows = tables.load(Store.read(args.out))
+    for table in tables.all_tables(rows).values():
+        print(f"\n{table.title}\n" + _laid_out(table))
+    print(f"\n{report.made} units made, {report.kept} found made, {len(report.failed)} failed; in {args.out}")
+    write_result(
+        args,
+        "bench",
+        model=args.model,
+        out=args.out,
+        cases=len(cases),
+        made=report.made,
+        kept=report.kept,
+        failed=[{"method": u.method, "cases": list(u.cases), "error": e} for u, e in report.failed],
+        faults=[vars(fault) for fault in report.faults],
+        tables=_table_rows(tables.all_tables(rows)),
+    )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case], list[Fact]]":
+    """The cases of a file, or fresh ones of the world for each number of edits; what is known beside them."""
+    from acedit.knowledge.facts import cases_from, read_cases, read_facts
+
+    known = read_facts(args.facts) if args.facts else []
+    if args.cases:
+        cases = [case for case in read_cases(args.cases) if not args.edits or len(case.edits) in args.edits]
+        if not cases:
+            raise UserError(f"{args.cases}: no case has {args.edits} edits; leave out --edits")
+        return cases, known
+    from acedit.report.demo import facts_of
+    from acedit.world.cases import make_cases
+    from acedit.world.graph import build_world
+
+    world = build_world()
+    cases = []
+    for k in args.edits or [1]:
+        cases += cases_from(make_cases(world, seed=args.seed, n=args.n, edits=k, pool=args.pool))
+    return cases, known or facts_of(world, [])
+
+
+def _laid_out(table: "Table") -> str:
+    from acedit.report import text
+
+    lines = [text.table([list(table.head), *map(list, table.rows)])]
+    return "\n".join([*lines, *(f"  {note}" for note in table.notes)])
+
+
+def _table_rows(found: "Mapping[str, Table]") -> dict[str, Any]:
+    return {
+        name: {"title": t.title, "head": list(t.head), "rows": [list(row) for row in t.rows]}
+        for name, t in found.items()
+    }
+
+
+def _bench_show(args: argparse.Namespace) -> None:
+    from acedit.benchmark import tables
+    from acedit.benchmark.store import Store
+
+    check_outputs(args)
+    store = Store.read(args.folder)
+    rows = tables.load(store)
+    found = {**tables.all_tables(rows), "costs": tables.costs(rows)}
+    best = [m for m in rows.methods if m != "base"]
+    if len(best) > 1 and not rows.steps:
+        against = {f"{best[-1]} - {m}": m for m in best[:-1]}
+        found["paired"] = tables.comparison(
+            f"Differences (% points): {best[-1]} less each other method",
+            {name: rows.of(best[-1]) for name in against},
+            {name: rows.of(m) for name, m in against.items()},
+        )
+    for table in found.values():
+        print(f"\n{table.title}\n" + _laid_out(table))
+    faults = store.meta("faults") or []
+    if faults:
+        print(f"\n{len(faults)} faults of the cases; the first: {faults[0]['kind']}, {faults[0]['detail']}")
+    write_result(args, "bench show", run=args.folder, faults=faults, tables=_table_rows(found))
+
+
+def _bench_tables(args: argparse.Namespace) -> None:
+    from acedit.benchmark import tables
+    from acedit.benchmark.store import Store
+    from acedit.report.charts import chart, save_charts
+    from acedit.report.files import write_text
+
+    check_outputs(args)
+    rows = tables.load(Store.read(args.folder))
+    out = Path(args.out or Path(args.folder) / "tables")
+    found = tables.all_tables(rows)
+    if not found:
+        raise UserError(f"{args.folder}: holds no finished unit yet; run 'acedit bench' again")
+    for suffix, form in (("md", tables.markdown), ("tex", tables.latex), ("html", tables.html)):
+        write_text(out / f"tables.{suffix}", "\n".join(map(form, found.values())))
+    curve = tables.degradation(rows)
+    if curve:
+        spec = chart(
+            "Scores after so many cases, edited one after the other",
+            curve,
+            {"type": "line", "point": True},
+            x={"field": "edits", "type": "quantitative"},
+            y={"field": "value", "type": "quantitative"},
+            color={"field": "method", "type": "nominal"},
+            facet={"field": "metric", "type": "nominal", "columns": 3},
+        )
+        save_charts({"degradation": spec}, out)
+    print("\n".join(map(tables.markdown, found.values())))
+    print(f"tables in {out}")
+    write_result(
+        args, "bench tables", run=args.folder, out=str(out), tables=_table_rows(found), degradation=curve
+    )
+
+
+def _bench_compare(args: argparse.Namespace) -> None:
+    from acedit.benchmark import tables
+    from acedit.benchmark.store import Store
+
+    check_outputs(args)
+    one, two = (tables.load(Store.read(folder)) for folder in (args.folder, args.other))
+    shared = [m for m in one.methods if m in two.methods]
+    if not shared:
+        raise UserError(f"{args.folder} and {args.other} share no method; nothing can be compared")
+    table = tables.comparison(
+        f"{args.folder} less {args.other} (% points)",
+        {m: one.of(m) for m in shared},
+        {m: two.of(m) for m in shared},
+    )
+    print(table.title + "\n" + _laid_out(table))
+    write_result(
+        args, "bench compare", runs=[args.folder, args.other], tables=_table_rows({"compare": table})
+    )
+
+
+def _bench_export(args: argparse.Namespace) -> None:
+    from acedit.benchmark.export import export
+    from acedit.benchmark.store import Store
+
+    check_outputs(args)
+    count = export(Store.read(args.folder), args.out)
+    print(f"{count} answers in {args.out}")
+    write_result(args, "bench export", run=args.folder, rows=count, out=args.out)

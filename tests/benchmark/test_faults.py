@@ -1,0 +1,110 @@
+"""MQuAKE's known faults: found, reported, packed apart."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from acedit.benchmark.faults import audit, counts, pack, without
+from acedit.knowledge.facts import Case, cases_from
+
+
+def case(id: str, chain: list[tuple[str, str, str]], edits: Mapping[int, str], **more: Any) -> Case:
+    """A case whose chain before is `chain`; `edits` gives hop index and new object."""
+    after, subject = [], chain[0][0]
+    true = {(s, r): o for s, r, o in WORLD}
+    for i, (_, relation, _) in enumerate(chain):
+        to = edits[i] if i in edits else true[subject, relation]
+        after.append((subject, relation, to))
+        subject = to
+    row = {
+        "case_id": id,
+        "requested_rewrite": [
+            {
+                "prompt": "{} is a citizen of" if r == "P27" else "The capital of {} is",
+                "relation_id": r,
+                "target_new": {"str": o},
+                "subject": s,
+            }
+            for i, (s, r, o) in enumerate(after)
+            if i in edits
+        ],
+        "questions": [f"What is asked of {chain[0][0]} in {id}?"],
+        "answer": chain[-1][2],
+        "answer_alias": [],
+        "new_answer": after[-1][2],
+        "new_answer_alias": [],
+        "single_hops": [hop(*fact) for fact in chain],
+        "new_single_hops": [hop(*fact) for fact in after],
+        "orig": {
+            "triples": chain,
+            "triples_labeled": chain,
+            "new_triples": after,
+            "new_triples_labeled": after,
+        },
+    }
+    rows = [{**row, **more}]
+    for name in ("triples", "triples_labeled", "new_triples", "new_triples_labeled"):
+        rows[0]["orig"][name] = [list(t) for t in rows[0]["orig"][name]]
+    return cases_from(rows)[0]
+
+
+def hop(subject: str, relation: str, object: str) -> dict[str, Any]:
+    return {"question": f"{relation} of {subject}?", "cloze": f"{relation} of {subject} is", "answer": object,
+            "answer_alias": []}  # fmt: skip
+
+
+WORLD = [
+    ("Ann", "P27", "Peru"), ("Bo", "P27", "Peru"), ("Cy", "P27", "Chile"),
+    ("Peru", "P36", "Lima"), ("Chile", "P36", "Santiago"),
+]  # fmt: skip
+ANN = [("Ann", "P27", "Peru"), ("Peru", "P36", "Lima")]
+BO = [("Bo", "P27", "Peru"), ("Peru", "P36", "Lima")]
+
+MOVES = case("moves", ANN, {0: "Chile"})  # takes Chile's capital as it was
+STAYS = case("stays", ANN, {1: "Cusco"})  # Peru's capital becomes Cusco
+CLASH = case("clash", BO, {1: "Quito"})  # Peru's capital becomes Quito
+SOILS = case("soils", [("Cy", "P27", "Chile"), ("Chile", "P36", "Santiago")], {1: "Valdivia"})
+
+
+def test_contradicting_cases_are_packed_apart() -> None:
+    assert pack([MOVES, STAYS, CLASH, SOILS], None) == [(MOVES, STAYS, SOILS), (CLASH,)]
+    assert pack([STAYS, CLASH, MOVES], 2) == [(STAYS, MOVES), (CLASH,)]
+    assert pack([STAYS, CLASH], 1) == [(STAYS,), (CLASH,)]
+    (fault,) = audit(pack([STAYS, CLASH], None))
+    assert (fault.kind, fault.case, fault.other) == ("contradicting", "clash", "stays")
+
+
+def test_a_fact_taken_as_it_was_but_edited_beside_it_is_found() -> None:
+    together = audit(pack([MOVES, SOILS], None))
+    assert [(f.kind, f.case, f.other) for f in together] == [("contaminated", "moves", "soils")]
+    assert audit(pack([MOVES, SOILS], 1)) == []
+
+
+def test_shared_questions_and_answers_that_stay_are_found() -> None:
+    same = case("same", ANN, {0: "Chile"}, questions=list(MOVES.questions))
+    alias = case("alias", ANN, {0: "Chile"}, new_answer_alias=["LIMA!"])
+    faults = audit(pack([MOVES, same, alias], 1))
+    assert [(f.kind, f.case, f.other) for f in faults] == [
+        ("duplicated", "same", "moves"),
+        ("aliased", "alias", ""),
+    ]
+    assert counts(faults) == {"duplicated": 1, "aliased": 1}
+    assert without([MOVES, same, alias], faults) == [MOVES]
+
+
+def test_a_case_against_itself_is_left_out() -> None:
+    rows = [{**MOVES.raw, "requested_rewrite": [*MOVES.raw["requested_rewrite"]]}]
+    twice = dict(rows[0]["requested_rewrite"][0], target_new={"str": "Peru"})
+    rows[0]["requested_rewrite"].append(twice)
+    (torn,) = cases_from(rows)
+    assert pack([torn, STAYS], None) == [(STAYS,)]
+    faults = audit(pack([torn, STAYS], None), [torn, STAYS])
+    assert [(f.kind, f.case) for f in faults] == [("contradicting", torn.id)]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, None])
+def test_packing_keeps_every_case_once_and_in_order(at_once: int | None) -> None:
+    cases = [MOVES, STAYS, SOILS, case("again", ANN, {0: "Chile"})]
+    packed = [one for group in pack(cases, at_once) for one in group]
+    assert packed == cases

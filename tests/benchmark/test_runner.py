@@ -1,0 +1,188 @@
+"""Runs: killed and gone on, by one worker or two, in sequence; failures kept, leaks not."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acedit.benchmark import evaluate, runner, tables
+from acedit.benchmark.leak import LeakError
+from acedit.benchmark.runner import Job, items_of, run
+from acedit.benchmark.store import Store
+from acedit.editing.methods import Method, method
+from acedit.errors import UserError
+from acedit.knowledge.facts import Case, Fact, cases_from
+from acedit.lm.model import LanguageModel, load
+from acedit.report.demo import facts_of
+from acedit.world.cases import make_cases
+from acedit.world.graph import build_world
+
+METHODS = (method("base"), method("memit"))
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return load("bundled")
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return cases_from(make_cases(build_world(), seed=3, n=3))
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    known: Sequence[Fact] = facts_of(build_world(), [])
+    return Job("bundled", cot=False, known=tuple(known), cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def whole(job: Job, cases: list[Case], lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    report = run(job, cases, METHODS, folder=folder, lm=lm)
+    assert (report.made, report.kept, report.failed) == (6, 0, [])
+    return folder
+
+
+def printed(folder: Path) -> str:
+    """Every table of a run, without costs."""
+    return "".join(map(tables.markdown, tables.all_tables(tables.load(Store.read(folder))).values()))
+
+
+def test_every_answer_is_kept(whole: Path, cases: list[Case], lm: LanguageModel) -> None:
+    store = Store.read(whole)
+    units = store.units()
+    assert [unit.method for unit, _ in units] == ["base", "memit"] * 3
+    unit, outcome = units[1]
+    asked = store.asked(unit.key)
+    assert {a.case for a in asked} == {cases[0].id}
+    assert {"efficacy", "paraphrase", "direct"} <= {a.metric for a in asked}
+    assert outcome.facts == 1
+    assert outcome.norm > 0
+    recalled = [r for r in store.records([units[0][0].key]) if r.metric == "direct"]
+    assert recalled[0].right == 1.0  # the bundled model knows the case's original chain
+
+
+def test_what_is_there_is_not_made_again(whole: Path, job: Job, cases: list[Case], lm: LanguageModel) -> None:
+    before = printed(whole)
+    report = run(job, cases, METHODS, folder=whole, lm=lm)
+    assert (report.made, report.kept) == (0, 6)
+    assert printed(whole) == before
+
+
+def test_a_killed_run_ends_with_the_same_table(
+    whole: Path,
+    job: Job,
+    cases: list[Case],
+    lm: LanguageModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add, left = Store.add, [3]
+
+    def dying(self: Store, *given: Any) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        add(self, *given)
+
+    monkeypatch.setattr(Store, "add", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, cases, METHODS, folder=tmp_path, lm=lm)
+    monkeypatch.undo()
+    assert printed(tmp_path) != printed(whole)
+    report = run(job, cases, METHODS, folder=tmp_path, lm=lm)
+    assert (report.made, report.kept) == (3, 3)
+    assert printed(tmp_path) == printed(whole)
+
+
+def test_two_workers_make_the_same_table(whole: Path, job: Job, cases: list[Case], tmp_path: Path) -> None:
+    report = run(job, cases, METHODS, folder=tmp_path, workers=2)
+    assert report.made == 6
+    assert printed(tmp_path) == printed(whole)
+
+
+def test_a_changed_setting_reuses_nothing(job: Job, cases: list[Case]) -> None:
+    def keys(job: Job, some: Sequence[Method] = METHODS) -> set[str]:
+        items = items_of(job, "f", [tuple(cases[:1])], some, at_once=1)
+        return {unit.key for item in items for unit in item.units}
+
+    first = keys(job)
+    assert keys(job) == first
+    others = [
+        keys(runner.replace(job, seed=1)),
+        keys(runner.replace(job, cot=True)),
+        keys(runner.replace(job, known=job.known[:-1])),
+        {u.key for i in items_of(job, "g", [tuple(cases[:1])], METHODS, at_once=1) for u in i.units},
+        {u.key for i in items_of(job, "f", [tuple(cases[1:2])], METHODS, at_once=1) for u in i.units},
+    ]
+    for other in others:
+        assert not other & first
+    stronger = runner.replace(method("memit"), lam=1.0)
+    assert len(keys(job, [METHODS[0], stronger]) & first) == 1
+
+
+def test_a_case_that_fails_is_kept_as_failed_and_stops_nothing(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_cases = runner.edit_cases
+
+    def failing(lm: LanguageModel, some: Sequence[Case], *rest: Any, **more: Any) -> Any:
+        if some[0].id == cases[1].id:
+            raise RuntimeError("out of\n memory")
+        return edit_cases(lm, some, *rest, **more)
+
+    monkeypatch.setattr(runner, "edit_cases", failing)
+    report = run(job, cases, METHODS, folder=tmp_path, lm=lm)
+    assert report.made == 5
+    ((unit, error),) = report.failed
+    assert (unit.method, unit.cases, error) == ("memit", (cases[1].id,), "RuntimeError: out of memory")
+    assert "failed: memit on case dev-3-1" in printed(tmp_path)
+    monkeypatch.undo()
+    again = run(job, cases, METHODS, folder=tmp_path, lm=lm)
+    assert (again.made, again.kept, again.failed) == (1, 5, [])
+
+
+def test_a_broken_leak_rule_stops_everything(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leaking(*_: Any) -> None:
+        raise LeakError("a prompt was seen")
+
+    monkeypatch.setattr(evaluate, "check", leaking)
+    with pytest.raises(LeakError):
+        run(job, cases, METHODS, folder=tmp_path, lm=lm)
+
+
+def test_edits_in_sequence_stay_in(job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path) -> None:
+    before = [lm.down_weight(layer).clone() for layer in range(lm.n_layers)]
+    report = run(job, cases, [method("memit")], folder=tmp_path, lm=lm, sequence=[1, 3])
+    assert report.failed == []
+    rows = tables.load(Store.read(tmp_path))
+    assert rows.steps == [1, 3]
+    facts = [outcome.facts for _, outcome in rows.units]
+    assert facts == [1, 3]
+    assert {r.case for r in rows.of("memit", 1)} == {cases[0].id}
+    assert {r.case for r in rows.of("memit", 3)} == {case.id for case in cases}
+    assert all(w.equal(lm.down_weight(layer)) for layer, w in enumerate(before))
+    assert "| memit | 3 |" in printed(tmp_path)
+
+
+def test_a_sequence_asks_a_spread_of_what_was_edited() -> None:
+    assert runner._spread(3) == [0, 1, 2]
+    some = runner._spread(250)
+    assert len(some) == 100
+    assert (min(some) < 5, max(some)) == (True, 249)
+
+
+def test_bad_runs_are_refused(job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no cases"):
+        run(job, [], METHODS, folder=tmp_path, lm=lm)
+    with pytest.raises(UserError, match="case ids stand for several"):
+        run(job, [cases[0], cases[0]], METHODS, folder=tmp_path, lm=lm)
+    with pytest.raises(UserError, match="--sequence 10: there are 3 cases"):
+        run(job, cases, METHODS, folder=tmp_path, lm=lm, sequence=[10])
+    with pytest.raises(UserError, match="every one has a known fault"):
+        twin = runner.replace(cases[0], new_answer=cases[0].answer)
+        run(job, [twin], METHODS, folder=tmp_path, lm=lm, strict=True)

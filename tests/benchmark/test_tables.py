@@ -1,0 +1,89 @@
+"""Tables from records made up by hand, against figures worked out by hand."""
+
+import pytest
+
+from acedit.benchmark import tables
+from acedit.benchmark.score import Record
+from acedit.benchmark.store import Outcome, Unit
+from acedit.benchmark.tables import Rows
+
+
+def rows(**by_method: list[Record]) -> Rows:
+    named = {name.replace("_", "-"): records for name, records in by_method.items()}
+    units = tuple((Unit(name, name, ("a", "b", "c", "d"), 1), Outcome(name)) for name in named)
+    cases = {
+        id: {"edits": n, "hops": 3, "position": "mixed"} for id, n in (("a", 1), ("b", 1), ("c", 2), ("d", 4))
+    }
+    return Rows(tuple(named), cases, units, {name: tuple(records) for name, records in named.items()})
+
+
+def asked(metric: str, marks: str, passed: str = "1111") -> list[Record]:
+    return [
+        Record(metric, case, float(mark == "1"), float(mark == "1"), ok == "1")
+        for case, mark, ok in zip("abcd", marks, passed, strict=True)
+    ]
+
+
+ACE = [
+    *asked("subset", "1101", "1110"),
+    *asked("efficacy", "1111"),
+    *asked("paraphrase", "1110"),
+    *asked("specificity_subject", "1100"),
+    *asked("specificity_relation", "1110"),
+]
+SKIPPED = [*asked("subset", "1000", "1110"), *asked("efficacy", "1100"), *asked("paraphrase", "1110")]
+
+
+def test_table_2_is_over_the_subset_by_number_of_edits() -> None:
+    table = tables.table2(rows(ace=ACE))
+    ((name, mean, one, two, four, *paper),) = table.rows
+    assert name == "ace"
+    assert mean.startswith("66.7") and mean.endswith("(3)")
+    assert one == "100.0 [100.0, 100.0] (2)"
+    assert two == "0.0 [0.0, 0.0] (1)"
+    assert four == "–"
+    assert paper == ["46.45 / 58.24", "45.26 / 60.22", "50.24 / 59.48", "43.29 / 47.61"]
+    assert table.head[1:5] == ("avg.", "1-edit", "2-edit", "4-edit")
+
+
+def test_table_3_pools_both_specificities() -> None:
+    ((_, efficacy, paraphrase, specificity, mean, *_paper),) = tables.table3(rows(ace=ACE)).rows
+    assert (efficacy.split()[0], paraphrase.split()[0], specificity.split()[0]) == ("100.0", "75.0", "62.5")
+    assert specificity.endswith("(8)")
+    assert mean == f"{(100 + 75 + 62.5) / 3:.1f}"
+
+
+def test_table_4_says_what_skipping_costs() -> None:
+    table = tables.table4(rows(ace=ACE, ace_skip_q2=SKIPPED))
+    ((name, mean, efficacy, paraphrase, *rest),) = table.rows
+    assert name == "ace without query #1-2"
+    assert mean.startswith("33.3") and mean.endswith("(↓ 50.00%)")
+    assert efficacy.endswith("↓")
+    assert paraphrase.endswith("=")
+    assert rest[1:] == ["41.19 / 47.34", "94.8 / 92.4", "91.0 / 89.3", "75.2 / 72.7"]
+    assert "table4" not in tables.all_tables(rows(ace=ACE))
+
+
+def test_a_paired_difference_is_over_shared_cases_that_pass() -> None:
+    ours, theirs = asked("cot", "1110", "1111"), asked("cot", "1000", "1110")
+    row = tables.paired(ours, theirs)
+    assert row["n"] == 3
+    assert row["value"] == pytest.approx(2 / 3)
+    assert row["low"] >= 0 and row["high"] <= 1
+    same = tables.paired(ours, ours)
+    assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
+    assert tables.paired(ours, [])["n"] == 0
+
+
+def test_every_form_holds_every_cell_escaped() -> None:
+    table = tables.Table("A & B (%)", ("editor", "x_1"), (("<ace>", "1 | 2 ↓"),), ("50% & more",))
+    assert "| <ace> | 1 \\| 2 ↓ |" in tables.markdown(table)
+    assert "&lt;ace&gt;" in tables.html(table)
+    tex = tables.latex(table)
+    assert r"A \& B (\%)" in tex and r"x\_1" in tex and r"$\downarrow$" in tex
+
+
+def test_the_papers_values_are_whole() -> None:
+    assert all(len(values) == 5 for values in tables.PAPER2.values())
+    assert set(tables.PAPER3) == set(tables.PAPER2) - {"base"}
+    assert all(cell.count(" / ") == 1 for values in tables.PAPER4.values() for cell in values)

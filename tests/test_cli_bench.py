@@ -1,0 +1,134 @@
+"""`acedit bench` from the command line: run, look, compare, export, and bad input."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acedit.benchmark.store import Store
+from acedit.cli import main
+from acedit.world.cases import make_cases
+from acedit.world.graph import build_world
+from tests.tiny import byte_tokenizer, tiny_model
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model, and a file of two cases."""
+    folder = tmp_path_factory.mktemp("bench")
+    tiny_model("qwen3", max_position_embeddings=2048).save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "model")
+    (folder / "cases.json").write_text(json.dumps(make_cases(build_world(), seed=0, n=2)), "utf-8")
+    return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """One command: exit code, standard output, standard error."""
+    monkeypatch.setenv("ACEDIT_CACHE", str(tmp_path / "cache"))
+
+    def command(*args: object) -> tuple[int, str, str]:
+        code = main([str(arg) for arg in args])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return command
+
+
+def bench(folder: Path, *more: object) -> list[object]:
+    return [
+        "bench", "--model", folder / "model", "--cases", folder / "cases.json", "--no-cot",
+        "--methods", "base", "memit", *more,
+    ]  # fmt: skip
+
+
+def test_a_run_can_be_looked_at_compared_and_taken_away(run: Run, folder: Path, tmp_path: Path) -> None:
+    code, out, err = run(*bench(folder, "--out", tmp_path / "a", "--json", tmp_path / "a.json"))
+    assert code == 0, err
+    assert "4 units made, 0 found made, 0 failed" in out
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert (record["command"], record["made"], record["failed"]) == ("bench", 4, [])
+    assert record["tables"]["table3"]["rows"][0][0] == "memit"
+
+    _, again, _ = run(*bench(folder, "--out", tmp_path / "a"))
+    assert "0 units made, 4 found made" in again
+
+    code, shown, _ = run("bench", "show", tmp_path / "a")
+    assert code == 0
+    assert "seconds a fact" in shown
+
+    code, _, _ = run("bench", "tables", tmp_path / "a", "--json", tmp_path / "t.json")
+    assert code == 0
+    for suffix in ("md", "tex", "html"):
+        assert "memit" in (tmp_path / "a" / "tables" / f"tables.{suffix}").read_text()
+
+    run(*bench(folder, "--seed", "1", "--out", tmp_path / "b"))
+    code, compared, _ = run("bench", "compare", tmp_path / "a", tmp_path / "b")
+    assert code == 0
+    assert "+0.0 [+0.0, +0.0]" in compared
+
+    code, _, err = run("bench", "export", tmp_path / "a", "--out", tmp_path / "answers.csv")
+    assert code == 0, err
+    with (tmp_path / "answers.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == {"base", "memit"}
+    assert {row["right"] for row in rows} <= {"True", "False"}
+
+
+def test_answers_go_to_parquet(run: Run, folder: Path, tmp_path: Path) -> None:
+    parquet: Any = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (extra 'parquet')")
+    code, _, err = run(*bench(folder, "--out", tmp_path / "a"))
+    assert code == 0, err
+    run("bench", "export", tmp_path / "a", "--out", tmp_path / "answers.parquet")
+    table = parquet.read_table(tmp_path / "answers.parquet")
+    assert "said" in table.column_names
+    assert table.num_rows > 0
+
+
+def test_skipped_layers_are_rows_of_their_own(run: Run, folder: Path, tmp_path: Path) -> None:
+    code, out, err = run(*bench(folder, "--out", tmp_path / "a", "--skip-query", "1"))
+    assert code == 0, err
+    assert "memit-skip-q1" in out
+
+
+def test_a_sequence_draws_its_curve(run: Run, folder: Path, tmp_path: Path) -> None:
+    code, out, err = run(*bench(folder, "--out", tmp_path / "a", "--sequence", "1,2"))
+    assert code == 0, err
+    assert "In sequence" in out
+    run("bench", "tables", tmp_path / "a", "--out", tmp_path / "t")
+    assert (tmp_path / "t" / "degradation.vl.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "--out is missing"),
+        (["--out", "OUT", "--methods", "nope"], "unknown method 'nope'"),
+        (["--out", "OUT", "--edits", "4"], "no case has [4] edits"),
+        (["--out", "OUT", "--sequence", "5"], "--sequence 5: there are 2 cases"),
+        (["--out", "OUT", "--edits", "5"], "5 is out of range"),
+    ],
+)
+def test_bad_input_is_one_line(run: Run, folder: Path, tmp_path: Path, more: list[str], said: str) -> None:
+    more = [str(tmp_path / "a") if part == "OUT" else part for part in more]
+    code, _, err = run(*bench(folder, "--quiet", *more))
+    assert code == 2
+    assert said in err and err.startswith("acedit: ") and err.count("\n") == 1
+
+
+def test_looking_where_nothing_is_is_one_line(run: Run, folder: Path, tmp_path: Path) -> None:
+    for command in (["show", tmp_path], ["tables", tmp_path], ["compare", tmp_path, tmp_path]):
+        code, _, err = run("bench", *command)
+        assert code == 2
+        assert "holds no run" in err
+    with Store.open(tmp_path / "busy"):
+        code, _, err = run(*bench(folder, "--quiet", "--out", tmp_path / "busy"))
+    assert code == 2
+    assert "another run is writing" in err
+    code, _, err = run("bench", "export", tmp_path / "busy", "--out", tmp_path / "x.txt")
+    assert (code, "give .csv or .parquet" in err) == (2, True)
