@@ -66,6 +66,7 @@ _ARCHITECTURE = (
 )
 
 _PREFIX = 32  # tokens that have to be shared to be worth running once
+_STRIDE = 12  # new tokens between looks at which rows have ended
 
 # What loading can raise on a user's input; anything else is a bug and keeps its trace.
 _LOADING = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -612,11 +613,12 @@ class LanguageModel:
         max_new_tokens: int = 32,
         stop: Sequence[str] | re.Pattern[str] = ("\n",),
         batch_size: int = 64,
+        share: bool = True,
     ) -> list[str]:
         """Greedy continuations, without the prompts, cut before the first stop or EOS.
 
         stop: strings, or one pattern, which sees the whole new text; its group, if it has one, is where
-        the text is cut.
+        the text is cut. share: run what all prompts start with once, and keep its keys and values.
 
         Raises `UserError` as `encode` does; a prompt that fills the context gets fewer new tokens.
         """
@@ -631,7 +633,7 @@ class LanguageModel:
         for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
             room = min(max_new_tokens, self.context - len(rows[i]))
             groups.setdefault(room, []).append(i)
-        prefix = self._shared_prefix(rows)
+        prefix = self._shared_prefix(rows) if share else None
         for room, group in groups.items():
             for at in range(0, len(group), batch_size):
                 picked = group[at : at + batch_size]
@@ -682,32 +684,53 @@ class LanguageModel:
             # Padding stands between prefix and rest; positions count what is not padding.
             encoded = prefix.before(encoded)
             cached[self._cache_name] = prefix.copies(len(rows))
-        width = encoded.input_ids.shape[1]
-        stopper = _StopStrings(self, width, stop)
+        stopper = _StopStrings(self, encoded.input_ids.shape[1], stop)
         eos = self.model.generation_config.eos_token_id
         eos = self.tokenizer.eos_token_id if eos is None else eos
-        # Every knob is named, lest a checkpoint's generation_config bends greedy decoding.
-        out = self.model.generate(
-            input_ids=encoded.input_ids,
-            attention_mask=encoded.attention_mask,
-            max_new_tokens=room,
-            do_sample=False,
-            num_beams=1,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=50,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            eos_token_id=eos,
-            pad_token_id=self._pad,
-            stopping_criteria=StoppingCriteriaList([stopper]),
-            **cached,
-        )
         ends = {eos} if isinstance(eos, int) else set(eos or ())
+        new: list[list[int]] = [[] for _ in rows]
+        running = list(range(len(rows)))
+        while running:
+            # With a cache of our own, rows that have ended are let go every so often.
+            steps = room if prefix is None else min(_STRIDE, room)
+            width = encoded.input_ids.shape[1]
+            # Every knob is named, lest a checkpoint's generation_config bends greedy decoding.
+            out = self.model.generate(
+                input_ids=encoded.input_ids,
+                attention_mask=encoded.attention_mask,
+                max_new_tokens=steps,
+                do_sample=False,
+                num_beams=1,
+                temperature=1.0,
+                top_p=1.0,
+                top_k=50,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                eos_token_id=eos,
+                pad_token_id=self._pad,
+                stopping_criteria=StoppingCriteriaList([stopper]),
+                **cached,
+            )
+            for i, ids in zip(running, out[:, width:].tolist(), strict=True):
+                new[i] += ids
+            room -= steps
+            going = [
+                j
+                for j, i in enumerate(running)
+                if room and not ends & set(new[i]) and not stop.search(self._decode(new[i]))
+            ]
+            if going:
+                pick = torch.tensor(going, device=out.device)
+                grown = torch.ones_like(out[:, width:], dtype=encoded.attention_mask.dtype)
+                mask = torch.cat([encoded.attention_mask, grown], dim=1)
+                encoded = Encoded(out[pick], mask[pick])
+                cached[self._cache_name].batch_select_indices(pick)
+                stopper.ended = None
+            running = [running[j] for j in going]
         texts = []
-        for row, ids in zip(rows, out[:, width:].tolist(), strict=True):
-            end = next((i for i, t in enumerate(ids) if t in ends), len(ids))
-            texts.append(_cut(self._continuation(row, ids[:end]), stop))
+        for row, made in zip(rows, new, strict=True):
+            end = next((i for i, t in enumerate(made) if t in ends), len(made))
+            texts.append(_cut(self._continuation(row, made[:end]), stop))
         return texts
 
     def _continuation(self, prompt: Sequence[int], new: Sequence[int]) -> str:
