@@ -110,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
     edit.add_argument("--method", default="ace", help="ace (default); any of `acedit methods`")
     edit.add_argument("--out", metavar="PATCH", required=True, help="folder to write the patch to")
+    edit.add_argument("--cot-prompts", action="store_true", help="prime the edit's prompts with G.1 (6.2)")
+    edit.add_argument("--skip-query", metavar="K", type=whole(0), default=0,
+                      help="leave out the K most important query layers")  # fmt: skip
+    edit.add_argument("--skip-value", metavar="K", type=whole(0), default=0,
+                      help="leave out the K most important value layers")  # fmt: skip
     edit.add_argument(
         "--exclude", metavar="ENTITY", action="append", default=[], help="entity no prompt may start from"
     )
@@ -443,7 +448,9 @@ def _edit(args: argparse.Namespace) -> None:
     check_outputs(args)
     from acedit.editing.methods import method
 
-    method(args.method)
+    chosen = method(args.method).skipping(query=args.skip_query, value=args.skip_value)
+    if args.cot_prompts:
+        chosen = chosen.with_cot_prompts()
     progress = Progress(args.quiet)
     progress.say("loading the model")
     lm = _load(args)
@@ -457,7 +464,7 @@ def _edit(args: argparse.Namespace) -> None:
         lm,
         edits,
         known=known,
-        method=args.method,
+        method=chosen,
         exclude=exclude,
         seed=args.seed,
         progress=progress.say,
@@ -467,12 +474,12 @@ def _edit(args: argparse.Namespace) -> None:
     patch.save(args.out)
     for layer, row in sorted(norms.items()):
         print(f"layer {layer}: rank {row['rank']:.0f}, norm {row['ratio']:.3f} of the weight's")
-    print(f"{len(edits)} edits by {args.method} in {_duration(spent)}; patch in {args.out}")
+    print(f"{len(edits)} edits by {chosen.name} in {_duration(spent)}; patch in {args.out}")
     write_result(
         args,
         "edit",
         model=args.model,
-        method=args.method,
+        method=chosen.name,
         seed=args.seed,
         seconds=spent,
         patch=args.out,

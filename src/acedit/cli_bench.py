@@ -54,6 +54,7 @@ def add_bench(
                        help="also each method without its K most important query layers")  # fmt: skip
     bench.add_argument("--skip-value", metavar="K", type=whole(1), nargs="+", default=[],
                        help="also each method without its K most important value layers")  # fmt: skip
+    bench.add_argument("--cot-prompts", action="store_true", help="prime every method's edit prompts (6.2)")
     bench.add_argument("--no-cot", action="store_true", help="direct answers only")
     bench.add_argument("--strict", action="store_true", help="leave out cases with a known fault")
     bench.add_argument("--workers", metavar="N", type=whole(1), default=1, help="processes or actors (1)")
@@ -108,6 +109,8 @@ def _bench(args: argparse.Namespace) -> None:
     chosen = []
     for name in args.methods:
         whole = method(name)
+        if args.cot_prompts and name != "base":
+            whole = whole.with_cot_prompts()
         chosen += [whole]
         if name != "base":
             chosen += [whole.skipping(query=k) for k in args.skip_query]

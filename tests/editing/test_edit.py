@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from acedit.attribution.plan import Plan
-from acedit.editing.edit import edit
+from acedit.editing.edit import _own_answers, edit
 from acedit.editing.methods import Method, method, methods
 from acedit.editing.patch import Patch
 from acedit.errors import UserError
+from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit, Fact
 from acedit.knowledge.relations import mquake
 from acedit.lm.model import LanguageModel
@@ -162,3 +163,40 @@ def test_rome_is_emmet_for_one_fact(tmp_path: Path) -> None:
 def test_a_method_says_what_it_is() -> None:
     for name in methods():
         assert method(name).summary
+
+
+def test_skipped_layers_are_the_most_important_ones(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    scores = {"value": [1.0, 3.0, 2.0], "query": [5.0, 1.0, 2.0], "reach": [0.0] * 3}
+    plan = Plan((1, 2), (0,), scores=scores)
+
+    def layers(chosen: Method) -> set[int]:
+        patch = edit(lm, EDITS, known=KNOWN, method=chosen, plan=plan, cache_dir=tmp_path)
+        return {u.layer for u in patch.updates}
+
+    assert layers(short("ace")) == {0, 1, 2}
+    assert layers(short("ace").skipping(value=1)) == {0, 2}
+    assert layers(short("ace").skipping(query=1, value=1)) == {2}
+    assert layers(short("ace-closed").skipping(value=1)) == {0, 2}
+    assert layers(short("ace-closed").skipping(query=1)) == {1, 2}
+    with pytest.raises(UserError, match="leaves out every layer"):
+        layers(method("memit").skipping(query=1))
+
+
+def test_primed_prompts_need_room_for_the_shots(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"shots of G\.1"):
+        edit(tiny_lm("qwen3"), EDITS, known=KNOWN, method=method("memit").with_cot_prompts(), plan=PLAN)
+    lm = tiny_lm("qwen3", max_position_embeddings=2048)
+    plain = edit(lm, EDITS, known=KNOWN, method=short("lora"), cache_dir=tmp_path)
+    primed = edit(lm, EDITS, known=KNOWN, method=short("lora").with_cot_prompts(), cache_dir=tmp_path)
+    assert primed.method == "lora-cot"
+    assert primed.id != plain.id
+
+
+def test_held_prompts_take_the_models_own_answers(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    prompts = [Prompt("{} plays", "Bo Ray", "", "hold", 0), Prompt("{} is", "Bo Ray", "Peru", "single", 0)]
+    said = lm.generate(["Bo Ray plays"], max_new_tokens=12)[0].strip()
+    single, held = _own_answers(lm, prompts)
+    assert single == prompts[1]
+    assert held.answer == said

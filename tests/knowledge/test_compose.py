@@ -5,7 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from acedit.knowledge.compose import Amounts, Composer, belief_texts, chain_cloze, chain_question, reserved
+from acedit.knowledge.compose import (
+    Amounts,
+    Composer,
+    asked,
+    belief_texts,
+    chain_cloze,
+    chain_question,
+    reserved,
+)
 from acedit.knowledge.facts import Edit, Fact
 from acedit.knowledge.relations import held_out, mquake
 from acedit.world.cases import known_facts, make_cases
@@ -155,3 +163,21 @@ def test_beliefs_are_whole_sentences(known: list[Fact]) -> None:
     assert len(texts) > len(known)
     first = next(fact for fact in known if not reserved(*fact.key))
     assert texts[0] == f"{first.prompt.format(first.subject)} {first.object}."
+
+
+def test_a_subject_is_held_to_what_its_kin_are_asked(world: World, known: list[Fact]) -> None:
+    edits = edits_of(world)
+    composer = Composer(edits, known, amounts=Amounts(hold=20))
+    held = [p for p in composer.prompts() if p.kind == "hold"]
+    assert held
+    assert all(p.answer == "" for p in held)
+    kin = {f.subject for f in known if f.relation.id == edits[0].relation.id}
+    templates = {
+        template
+        for f in known
+        if f.subject in kin and f.key != edits[0].key and not reserved(edits[0].subject, f.relation.id)
+        for template in (*f.relation.prompts, *map(asked, f.relation.questions))
+    }
+    mine = {p.template for p in held if p.edit == 0}
+    assert mine and mine <= templates
+    assert not any(p.kind == "hold" for p in Composer(edits, known, amounts=Amounts(hold=0)).prompts())

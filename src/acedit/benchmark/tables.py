@@ -205,7 +205,7 @@ def table4(rows: Rows) -> Table:
 def _skips(name: str) -> tuple[str, int, int] | None:
     """The whole method, and how many query and value layers `Method.skipping` named `name` leaves out."""
     whole, mark, said = name.partition("-skip-")
-    if not mark or whole not in methods():
+    if not mark or whole.removesuffix("-cot") not in methods():
         return None
     count = {part[0]: int(part[1:]) for part in said.split("-")}
     return whole, count.get("q", 0), count.get("v", 0)

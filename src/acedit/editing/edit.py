@@ -174,6 +174,8 @@ def _write(
         single = [p for p in single if p.kind != "single" or p.template == edits[p.edit].prompt]
     if chosen.prefixes:
         single = _prefixed(lm, single, chosen.prefixes, seed)
+    if chosen.primed:
+        single = [*single, *_primed(lm, single)]
     if chosen.writer:
         made: list[Update] = import_module(chosen.writer).write(lm, edits, single)
         return made
@@ -185,6 +187,8 @@ def _write(
             touched = sorted(set.intersection(*kept))
     elif chosen.layers == "query" and plan is not None:
         touched = [plan.query_layers[-1]]
+    if not touched and (chosen.stages or chosen.polish):
+        raise UserError(f"method {chosen.name!r} leaves out every layer it writes; skip fewer")
     groups = [single]
     if chosen.one_by_one:
         groups = [[p for p in single if p.edit == i] for i in range(len(edits))]
@@ -303,6 +307,18 @@ def _added(updates: Sequence[Update], more: Sequence[Update]) -> list[Update]:
         Update(layer, torch.cat([u.left for u in some], dim=1), torch.cat([u.right for u in some]))
         for layer, some in sorted(by_layer.items())
     ]
+
+
+def _primed(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts that think aloud, behind the shots of G.1. Raises UserError where they do not fit."""
+    # Prompts of appendix G belong to the benchmark, a room above.
+    from acedit.benchmark.prompts import COT_PROMPT
+
+    room = lm.context - len(lm.token_ids(COT_PROMPT))
+    if room < 64:
+        raise UserError(f"primed prompts need the shots of G.1, and the model's context is {lm.context}")
+    shots = COT_PROMPT.replace("{", "").replace("}", "") + "\n\n"
+    return [replace(p, template=shots + p.template) for p in prompts if "\nThoughts:" in p.template]
 
 
 def _prefixed(lm: LanguageModel, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:

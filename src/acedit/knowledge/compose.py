@@ -6,10 +6,10 @@
 
     Composer(edits, known, exclude={"Bo Ray"}, seed=0).prompts()
 
-Six kinds of prompt make an edit: `single` (the fact itself), `lead` (reach the subject through other
+Seven kinds of prompt make an edit: `single` (the fact itself), `lead` (reach the subject through other
 entities, then ask), `ripple` (ask what follows from the new object), `middle` (both at once), `keep`
-(what else is true of the subject) and `replay` (facts and chains that have to stay). `lead_thoughts`
-says the fact in the middle of a chain of thought.
+(what else is true of the subject), `hold` (what else can be asked of it; the answer is left to the model,
+so it is "") and `replay` (facts and chains that have to stay).
 
 Footguns: wordings are drawn by seed from what the relations carry for editing, never from
 `relations.held_out`. No lead, middle or replay starts from an entity of `exclude` (an edit's own subject
@@ -113,8 +113,9 @@ def asked(question: str) -> str:
 class Amounts:
     """How many prompts of each kind are made for an edit, at most.
 
-    left_out: the share of second relations (what follows from the new object) that no prompt asks, 0 but
-    for measuring how far an edit carries beyond its own prompts.
+    hold: relations of the subject's kin that it is asked after, each as cloze and question. left_out: the
+    share of second relations (what follows from the new object) that no prompt asks, 0 but for measuring
+    how far an edit carries beyond its own prompts.
     """
 
     lead: int = 8

@@ -24,6 +24,7 @@ class Method:
     over N. prefixes: how many sampled contexts each single-hop prompt is repeated behind (MEMIT). form:
     the closed form, "ridge" (Eq. 12), "equality" (ROME, EMMET) or "null" (AlphaEdit), see `solve`.
     mean_keys: one key an edit, the mean over its prompts. polished: prompts the gradient steps pull.
+    primed: each prompt that thinks aloud is repeated behind the shots of appendix G.1 (section 6.2).
     writer: a module whose `write(lm, edits, prompts)` makes the updates, for methods that have no stages.
     skip_query, skip_value: how many of its layers are left out, the most important first by the plan's score.
     """
@@ -44,6 +45,7 @@ class Method:
     amounts: Amounts = field(default_factory=Amounts)
     polish: Polish | None = None
     polished: tuple[Kind, ...] = ("single", "lead", "ripple", "middle", "keep")
+    primed: bool = False
     writer: str = ""
     skip_query: int = 0
     skip_value: int = 0
@@ -52,6 +54,10 @@ class Method:
     def planned(self) -> bool:
         """Whether it needs a plan of layers."""
         return bool(self.stages or self.skip_query or self.skip_value) or self.layers == "query"
+
+    def with_cot_prompts(self) -> "Method":
+        """This method with in-context and chain-of-thought primed edit prompts (section 6.2)."""
+        return replace(self, name=f"{self.name}-cot", summary=f"{self.summary}; primed prompts", primed=True)
 
     def skipping(self, *, query: int = 0, value: int = 0) -> "Method":
         """This method without its most important layers, under a name that says so (Table 4)."""
