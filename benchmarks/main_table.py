@@ -88,7 +88,7 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
 
 def table(rows: list[dict[str, object]]) -> str:
     """Means over seeds, a row a method; n is of all seeds."""
-    shown = [m for m in METRICS if m != "mixed"]
+    shown = [m for m in METRICS if m not in ("mixed", "subset") and not m.endswith("_p")]
     groups: dict[str, list[dict[str, object]]] = defaultdict(list)
     for row in rows:
         alike = {k: v for k, v in row["settings"].items() if k != "seed"}

@@ -77,6 +77,9 @@ class Oracle(LanguageModel):
     def generate(self, texts: list[str], **_: object) -> list[str]:  # type: ignore[override]
         return [next((a for q, a in self.said.items() if q in t[-400:]), " nothing") for t in texts]
 
+    def answer_nll(self, texts: list[str], answers: list[str], **_: object) -> list[float]:  # type: ignore[override]
+        return [float(len(answer)) for answer in answers]
+
 
 def test_only_cases_the_model_knew_count() -> None:
     world = build_world()
@@ -99,6 +102,9 @@ def test_only_cases_the_model_knew_count() -> None:
     assert summary["direct"]["n_unfiltered"] == 6
     for question in cases[0].questions[1:]:
         said[question] = " nothing"
+    edits = [edit for case in cases for edit in case.edits]
+    shorter = sum(len(edit.target) < len(edit.old) for edit in edits) / len(edits)
+    assert summary["efficacy_p"]["value"] == pytest.approx(shorter)
     again = summarise(scorer.score(range(6)))
     assert again["direct"]["value"] == 1.0
     assert again["direct"]["questions"] < 1.0

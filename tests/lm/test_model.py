@@ -145,6 +145,19 @@ def test_generation_is_greedy_whatever_the_batch(lm: LanguageModel) -> None:
     assert len(set(batched)) > 1
 
 
+def test_an_answers_loss_is_that_of_its_tokens(lm: LanguageModel) -> None:
+    texts, answers = ["The capital of Peru is", "Bo Ray"], ["Lima", "Santiago"]
+    found = lm.answer_nll(texts, answers)
+    for text, answer, loss in zip(texts, answers, found, strict=True):
+        ids, tail = lm.encode([text]).input_ids[0].tolist(), lm.token_ids(answer)
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([ids + tail])).logits[0].float().log_softmax(-1)
+        each = [float(logits[len(ids) - 1 + i, token]) for i, token in enumerate(tail)]
+        assert loss == pytest.approx(-sum(each) / len(each), abs=1e-4)
+    with pytest.raises(UserError, match="context"):
+        lm.answer_nll(["x" * (lm.context - 2)], ["Santiago de Chile"])
+
+
 def test_a_shared_prefix_is_run_once_and_changes_nothing(lm: LanguageModel) -> None:
     prefix = "Question: Who is the head of state of Peru?\nThoughts: " * 2
     texts = [prefix + text for text in ("Bo Ray", "Ann Lee is a citizen of", "The capital of Peru is")]

@@ -9,8 +9,10 @@ any of its questions is (MQuAKE's rule), over the cases whose original chain, an
 after the edit, the unedited model answers hop by hop and as asked; `unfiltered` and `questions` (the
 mean over questions) stand beside. Specificity is over neighbours the unedited model had right.
 `explicit` to `mixed` and `direct` are answers without chain of thought, `cot` those under appendix G.1.
-`subset` is `cot` over the paper's own subset (B.1): every hop of the original chain recalled under G.2, and
-its answer under G.1.
+`efficacy_p`, `paraphrase_p` and `specificity_p` are the probability forms (ES, PS, NS of Meng et al. 2022):
+is the new object likelier than the old one, and for others of the relation the true one than the new one,
+by mean log p a token. `subset` is `cot` over the paper's own subset (B.1): every hop of the original chain
+recalled under G.2, and its answer under G.1.
 `left_out` is `direct` over the cases in which what follows from an edit is a relation that no prompt of
 the edit asks after (`compose.left_out`); none, unless a share of them is left out on purpose.
 
@@ -43,6 +45,7 @@ from acedit.lm.model import LanguageModel
 METRICS = (
     "efficacy", "paraphrase", "specificity_subject", "specificity_relation", "specificity_chain",
     "explicit", "middle", "implicit", "mixed", "cot", "direct", "subset", "left_out",
+    "efficacy_p", "paraphrase_p", "specificity_p",
 )  # fmt: skip
 
 
@@ -99,6 +102,7 @@ class _Probe:
     case: int
     prompt: str
     answers: tuple[str, ...]
+    rival: str = ""  # what must be less likely than the first answer
 
 
 @dataclass(frozen=True)
@@ -246,14 +250,36 @@ class Scorer:
             case = self._cases[i]
             for edit, wordings in zip(case.edits, case.paraphrases, strict=True):
                 answers = (edit.target, *edit.aliases)
-                probes.append(_Probe("efficacy", i, edit.prompt.format(edit.subject), answers))
+                cloze = edit.prompt.format(edit.subject)
+                probes.append(_Probe("efficacy", i, cloze, answers, edit.old))
                 for wording in wordings:
                     text = direct_prompt(wording.format(edit.subject))
-                    probes.append(_Probe("paraphrase", i, text, answers))
+                    probes.append(_Probe("paraphrase", i, text, answers, edit.old))
             answers = (case.new_answer, *case.new_answer_aliases)
             questions += [_Probe("cot", i, question, answers) for question in case.questions]
+        chances = self._weigh(probes)
         probes += [_directly(q) for q in questions]
-        return [*self._ask(probes), *(self._think(questions) if self._cot else [])]
+        return [*self._ask(probes), *chances, *(self._think(questions) if self._cot else [])]
+
+    def _weigh(self, probes: Sequence[_Probe]) -> list[Asked]:
+        """The probability forms of probes about an edit, where its old object is known."""
+        rows: list[tuple[_Probe, str, str]] = []
+        for probe in probes:
+            metric = probe.metric.replace("specificity_relation", "specificity") + "_p"
+            if metric in METRICS and (probe.rival or "") not in ("", probe.answers[0]):
+                rows.append((replace(probe, metric=metric), probe.answers[0], probe.rival))
+        if not rows:
+            return []
+        asks = list(dict.fromkeys((p.prompt, answer) for p, *both in rows for answer in both))
+        losses = self._lm.answer_nll(*map(list, zip(*asks, strict=True)), batch_size=self._batch)
+        loss = dict(zip(asks, losses, strict=True))
+        asked = []
+        for probe, wanted, rival in rows:
+            ours, theirs = loss[probe.prompt, wanted], loss[probe.prompt, rival]
+            said = f"log p {-ours:.3f} {wanted} | {-theirs:.3f} {rival}"
+            id = self._cases[probe.case].id
+            asked.append(Asked(probe.metric, id, probe.prompt, said, ours < theirs))
+        return asked
 
     def records(self, asked: Sequence[Asked], *, left_out: float = 0.0) -> list[Record]:
         """What was asked as records, a case's three questions as one.
@@ -354,7 +380,7 @@ def _neighbours(cases: Sequence[Case], known: Sequence[Fact], seed: int) -> Iter
                 yield _probe("specificity_subject", i, fact, rng)
             same = [f for f in by_relation[edit.relation.id] if f.subject != edit.subject]
             for fact in rng.sample(same, k=min(4, len(same))):
-                yield _probe("specificity_relation", i, fact, rng)
+                yield replace(_probe("specificity_relation", i, fact, rng), rival=edit.target)
         found = 0
         for fact in rng.sample(starts, k=min(12, len(starts))):
             on = [g for g in onward[fact.object] if fact.object not in touched and g.object != fact.subject]

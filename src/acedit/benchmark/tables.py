@@ -223,6 +223,22 @@ def positions(rows: Rows) -> Table:
     )
 
 
+def probabilities(rows: Rows) -> Table:
+    """Efficacy, paraphrase and specificity by probability: is the right object the likelier one?"""
+    columns = ("efficacy_p", "paraphrase_p", "specificity_p")
+    body = [
+        (method, *(cell(_picked(rows.of(method), [c])) for c in columns))
+        for method in rows.methods
+        if _picked(rows.of(method), columns)
+    ]
+    return Table(
+        "By probability (%): ES, PS, NS of Meng et al. 2022",
+        ("editor", "efficacy", "paraphrase", "specificity"),
+        tuple(body),
+        ("new against old object, by mean log p a token; greedy answers are what the other tables hold",),
+    )
+
+
 def costs(rows: Rows) -> Table:
     """What an edit costs: seconds a fact, rank, and norm of the change."""
     body = []
@@ -269,7 +285,7 @@ def all_tables(rows: Rows) -> dict[str, Table]:
     """Every table that the run has rows for, by name, but `costs`."""
     if rows.steps:
         return {"sequence": sequence(rows)}
-    makers: Sequence[Callable[[Rows], Table]] = (table2, table3, table4, positions)
+    makers: Sequence[Callable[[Rows], Table]] = (table2, table3, table4, positions, probabilities)
     made = {maker.__name__: maker(rows) for maker in makers}
     return {name: table for name, table in made.items() if table.rows}
 

@@ -597,6 +597,30 @@ class LanguageModel:
             out.append(self._read(at_last))
         return torch.cat(out)
 
+    @torch.no_grad()
+    def answer_nll(
+        self, texts: Sequence[str], answers: Sequence[str], *, batch_size: int = 64
+    ) -> list[float]:
+        """Mean negative log-likelihood of each answer after its prompt, nats a token, by teacher forcing.
+
+        Raises `UserError` for an empty answer, or where prompt and answer outgrow the context.
+        """
+        tails = [self.token_ids(answer) for answer in answers]
+        rows = [[*row, *tail] for row, tail in zip(self._ids(texts), tails, strict=True)]
+        if (longest := max(map(len, rows))) > self.context:
+            raise UserError(f"prompt and answer have {longest} tokens, the model's context is {self.context}")
+        losses = [0.0] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for at in range(0, len(order), batch_size):
+            picked = order[at : at + batch_size]
+            hidden = self.run_backbone(self._padded([rows[i] for i in picked], left=False))
+            for j, i in enumerate(picked):
+                end = len(rows[i])
+                logits = self._read(hidden[j, end - len(tails[i]) - 1 : end - 1])
+                wanted = torch.tensor(tails[i], device=logits.device)
+                losses[i] = float(F.cross_entropy(logits, wanted))
+        return losses
+
     def run_backbone(self, encoded: Encoded) -> Float[Tensor, "batch seq d_model"]:
         """One forward pass of a right-padded batch without the head; the result is final-normed."""
         # Causal attention never looks right, so padding on the right needs no mask. A mask would

@@ -23,6 +23,9 @@ METRIC_NAMES = {
     "specificity_subject": "specificity: same subject",
     "specificity_relation": "specificity: same relation",
     "specificity_chain": "specificity: unrelated chains",
+    "efficacy_p": "efficacy by probability",
+    "paraphrase_p": "paraphrase by probability",
+    "specificity_p": "specificity by probability",
 }
 
 
