@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
     edit.add_argument("--method", default="ace", help="ace (default); any of `acedit methods`")
     edit.add_argument("--out", metavar="PATCH", required=True, help="folder to write the patch to")
+    edit.add_argument("--preset", metavar="NAME", help="published layers and λ: gpt-j, qwen3-8b")
     edit.add_argument("--cot-prompts", action="store_true", help="prime the edit's prompts with G.1 (6.2)")
     edit.add_argument("--skip-query", metavar="K", type=whole(0), default=0,
                       help="leave out the K most important query layers")  # fmt: skip
@@ -456,6 +457,11 @@ def _edit(args: argparse.Namespace) -> None:
     lm = _load(args)
     from acedit.editing.edit import edit
 
+    plan = None
+    if args.preset is not None:
+        from acedit.editing.presets import preset
+
+        plan, chosen = preset(args.preset).fitted(lm, chosen)
     exclude = {*args.exclude, *_scored_starts(args.edits)}
     if len(exclude) > len(args.exclude):
         progress.say("the edits come in cases: no prompt starts where one of their questions does")
@@ -466,6 +472,7 @@ def _edit(args: argparse.Namespace) -> None:
         known=known,
         method=chosen,
         exclude=exclude,
+        plan=plan,
         seed=args.seed,
         progress=progress.say,
     )
