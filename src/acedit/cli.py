@@ -146,7 +146,12 @@ def _parser() -> argparse.ArgumentParser:
     study = commands.add_parser(
         "study", parents=[common, seeded, loading, facts], help="the paper's findings, measured on a model"
     )
-    study.add_argument("name", metavar="NAME", help="layers, knockout, tokens, neurons, profile, or all")
+    study.add_argument(
+        "name",
+        metavar="NAME",
+        help="layers, domains, knockout, accumulate, query-knockout, tokens, neurons, "
+        "profile, critical, or all",
+    )
     study.add_argument("--model", metavar="MODEL", default="bundled", help=f"{model_help} (bundled)")
     study.add_argument(
         "--cases", metavar="FILE", help="its facts are asked; the bundled world's if not given"

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import torch
 
 from acedit.attribution.ablate import ablated
 from acedit.attribution.value import Neuron, layer_scores
@@ -13,6 +14,7 @@ from acedit.knowledge.facts import Fact
 from acedit.lm.model import load
 from acedit.report.demo import facts_of
 from acedit.report.study import Setting, save, setting_of, studies
+from acedit.report.study.accumulate import lag_correlations
 from acedit.report.study.base import CATEGORIES, accuracy
 from acedit.world.graph import build_world
 from tests.tiny import tiny_lm
@@ -79,3 +81,28 @@ def test_knockout_of_everything_would_show() -> None:
     setting = setting_of(load("bundled"), facts_of(build_world(), []), per_category=2)
     with ablated(setting.lm, [Neuron(0, i, 0.0) for i in range(setting.lm.n_neurons)]):
         assert accuracy(setting.lm, setting.questions) < 0.5
+
+
+def test_the_lag_is_found_where_it_was_put() -> None:
+    query = torch.tensor([0.0, 3.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    lags = lag_correlations(query, query.roll(2))
+    assert max(lags, key=lambda lag: lags[lag]) == 2
+    assert lags[2] == pytest.approx(1.0)
+    assert set(lags) == {0, 1, 2, 3}
+
+
+def test_neurons_that_spell_the_answer_have_partners_of_like_rank(setting: Setting) -> None:
+    data = studies()["critical"].run(setting).data
+    for row in data["rows"]:
+        assert 0 <= row["neurons"] <= 27
+        assert all(0 <= row[name] <= 1 for name in ("intact", "spelling", "others"))
+        assert (row["intact"] == row["spelling"]) == (row["neurons"] == 0)
+    assert any(row["neurons"] for row in data["rows"])
+    assert data["share"]["intact"] > 0.9
+
+
+def test_query_knockout_counts_only_layers_above(setting: Setting) -> None:
+    data = studies()["query-knockout"].run(setting).data
+    for row in data["rows"]:
+        assert len(row["above"]) == setting.lm.n_layers - 1 - row["layer"]
+        assert sum(row["above"]) <= 100 + 1e-6

@@ -13,7 +13,17 @@ from types import MappingProxyType
 
 from acedit.report.study.base import Finding, Question, Result, Setting, Study, save, setting_of
 
-_MODULES = ("layers", "knockout", "tokens", "neurons", "profile")
+_MODULES = (
+    "layers",
+    "domains",
+    "knockout",
+    "accumulate",
+    "query_knockout",
+    "tokens",
+    "neurons",
+    "profile",
+    "critical",
+)
 
 
 @cache
