@@ -36,11 +36,13 @@ class Polish:
     along keys that are to be preserved, "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
     α = 2·rank). lr is Adam's. replay: weight of the KL (nats a token) from the
     unedited model on what must stay. rows: a step, half of each sort where both have so many. screen: draw
-    those that are wrong first, and end when none is. stop: a prompt of the edit is done below this NLL,
-    drift: a kept one is unharmed below this KL (both nats a token).
+    those that are wrong first, and end when none is. passes: bounds the steps to so many for a batch
+    of prompts that fits two steps' rows, and in proportion for more (None: `steps` for any). stop: a prompt
+    of the edit is done below this NLL, drift: a kept one is unharmed below this KL (both nats a token).
     """
 
     steps: int = 100
+    passes: int | None = None
     lr: float = 1e-3
     space: Literal["weights", "whitened", "low_rank"] = "weights"
     rank: int = 8
@@ -105,15 +107,18 @@ def polish(
     moving = [_movable(update, settings, whiten, generator) for update in updates]
     adam = torch.optim.Adam([leaf for one in moving for leaf in one.leaves], lr=settings.lr)
     pool = _Pool(parts, settings)
-    for step in range(settings.steps):
+    steps = settings.steps
+    if settings.passes is not None:
+        steps = min(steps, round(settings.passes * max(2.0, len(pool) / settings.rows) / 2))
+    for step in range(steps):
         if settings.screen and pool.seems_done():
             with _moving_in(lm, moving), torch.no_grad():
                 pool.screen()
             if pool.seems_done():
                 break
         if progress is not None:
-            progress(step, settings.steps, pool.wrong())
-        adam.param_groups[0]["lr"] = settings.lr * min(1.0, 2 * (1 - step / settings.steps))
+            progress(step, steps, pool.wrong())
+        adam.param_groups[0]["lr"] = settings.lr * min(1.0, 2 * (1 - step / steps))
         picked = pool.draw(generator)
         adam.zero_grad()
         with _moving_in(lm, moving) as deltas:
@@ -141,6 +146,9 @@ class _Pool:
         limit = torch.where(self._kept, settings.drift, settings.stop)
         self._limit = limit
         self._last = torch.full_like(limit, float("inf"))
+
+    def __len__(self) -> int:
+        return len(self._last)
 
     def seen(self, part: int, rows: Tensor, losses: Tensor) -> None:
         self._last[self._start[part] + rows.cpu()] = losses.float().cpu()

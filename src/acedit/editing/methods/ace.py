@@ -16,14 +16,15 @@ from acedit.editing.stages import Stage
 from acedit.knowledge.compose import Amounts
 
 STEPS = 200
-AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8)
+PASSES = 60
+AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8, hold=12)
 
 ACE = Method(
     name="ace",
     summary="all stages' prompts by gradient in the closed form's metric (ours)",
     layers="all",
     amounts=AMOUNTS,
-    polish=Polish(space="whitened", steps=STEPS),
+    polish=Polish(space="whitened", steps=STEPS, passes=PASSES),
 )
 
 CLOSED = Method(
