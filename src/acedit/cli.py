@@ -160,6 +160,16 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--out", metavar="DIR", default="out/study", help="default: out/study")
     study.set_defaults(run=_study)
 
+    harness = commands.add_parser(
+        "lm-eval", parents=[common, loading], help="any lm-evaluation-harness task on a patched model"
+    )
+    harness.add_argument("model", metavar="MODEL", help=model_help)
+    harness.add_argument("--patch", metavar="PATCH", action="append", default=[], help="may be repeated")
+    harness.add_argument("--tasks", metavar="TASK", nargs="+", required=True, help="ours: mquake_direct, ...")
+    harness.add_argument("--cases", metavar="FILE", help="MQuAKE's file, for our tasks")
+    harness.add_argument("--limit", metavar="N", type=whole(1), help="at most so many rows a task")
+    harness.set_defaults(run=_lm_eval)
+
     patch = commands.add_parser("patch", help="look at, apply or export a patch")
     patches = patch.add_subparsers(title="commands", metavar="COMMAND", required=True)
     show = patches.add_parser("show", parents=[common], help="what a patch says and where it came from")
@@ -537,6 +547,24 @@ def _ask(args: argparse.Namespace) -> None:
         cot=args.cot,
         answer=answer,
     )
+
+
+def _lm_eval(args: argparse.Namespace) -> None:
+    from acedit.benchmark.harness import run_tasks
+    from acedit.editing.patch import Patch
+    from acedit.report import text
+
+    check_outputs(args)
+    patches = [Patch.load(path) for path in args.patch]
+    results = run_tasks(_load(args), args.tasks, patches=patches, cases=args.cases, limit=args.limit)
+    rows = [["task", "metric", "value"]]
+    for task, row in results.items():
+        rows += [[task, name, f"{v:.4f}"] for name, v in row.items() if isinstance(v, float)]
+    print(text.table(rows))
+    found = {
+        task: {k: v for k, v in row.items() if isinstance(v, (int, float))} for task, row in results.items()
+    }
+    write_result(args, "lm-eval", model=args.model, patches=list(args.patch), results=found)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

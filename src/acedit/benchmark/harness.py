@@ -1,0 +1,61 @@
+"""Any task of lm-evaluation-harness on a patched model, and MQuAKE's questions as tasks of it.
+
+    results = run_tasks(lm, ["mquake_direct"], patches=[patch], cases="cases.json")
+    results["mquake_direct"]["acc,none"]
+
+Needs the extra `lm-eval`. `TASKS` is the folder of our tasks, for the harness's own `--include_path`.
+
+Footgun: the harness downloads the data of its own tasks; only ours work without a network.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from acedit.editing.patch import Patch
+from acedit.errors import UserError
+from acedit.lm.model import LanguageModel
+
+TASKS = Path(str(resources.files("acedit.benchmark") / "tasks"))
+
+
+def run_tasks(
+    lm: LanguageModel,
+    tasks: Sequence[str],
+    *,
+    patches: Sequence[Patch] = (),
+    cases: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+) -> Mapping[str, Mapping[str, Any]]:
+    """The harness's results by task, with `patches` on; the model is its old self on return.
+
+    cases: MQuAKE file for our own tasks. limit: at most so many rows a task. Raises UserError where the
+    harness is missing, or does not know a task.
+    """
+    if find_spec("lm_eval") is None:
+        raise UserError("lm-evaluation-harness is missing: pip install 'acedit[lm-eval]'")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(TASKS), metadata={"cases": "" if cases is None else str(cases)})
+    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
+        raise UserError(f"lm-evaluation-harness knows no task {unknown[0]!r}; see 'lm_eval ls tasks'")
+    with ExitStack() as on:
+        for patch in patches:
+            on.enter_context(patch.applied(lm))
+        model = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size)
+        found = simple_evaluate(
+            model=model,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=False,
+        )
+    results: Mapping[str, Mapping[str, Any]] = found["results"]
+    return results
