@@ -100,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     locate.add_argument("model", metavar="MODEL", help=model_help)
     locate.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
     locate.add_argument("--top", metavar="K", type=whole(1), default=10, help="neurons shown (default 10)")
-    locate.add_argument("--page", metavar="FILE", help="write a report page (HTML)")
+    locate.add_argument(
+        "--report", "--page", metavar="FILE", dest="page", help="write a page to look at (HTML)"
+    )
     locate.set_defaults(run=_locate)
 
     edit = commands.add_parser(
@@ -158,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--per-category", metavar="N", type=whole(1), default=25, help="questions (25)")
     study.add_argument("--out", metavar="DIR", default="out/study", help="default: out/study")
+    study.add_argument("--report", metavar="FILE", dest="page", help="write one page of all that ran (HTML)")
     study.set_defaults(run=_study)
 
     harness = commands.add_parser(
@@ -404,9 +407,16 @@ def _locate(args: argparse.Namespace) -> None:
     print("\nTop value neurons\n" + text.neuron_table(where.value_neurons))
     print("\nTop query neurons\n" + text.neuron_table(where.query_neurons))
     if args.page:
+        from acedit.attribution.layers import old_answers
+        from acedit.knowledge.compose import Prompt
+        from acedit.report.charts import save_charts
+        from acedit.report.explore import explore
         from acedit.report.files import write_text
         from acedit.report.page import EditRow, Page, render
 
+        progress.say("drawing the first edit's fact")
+        first = Prompt(edits[0].prompt, edits[0].subject, edits[0].target, "single", 0)
+        charts = explore(lm, first.text, old_answers(lm, edits, [first])[0])
         page = Page(
             title="Where these facts are kept",
             model=args.model,
@@ -416,14 +426,23 @@ def _locate(args: argparse.Namespace) -> None:
             reasons=list(where.plan.reason.values()),
             value_neurons=where.value_neurons,
             query_neurons=where.query_neurons,
+            charts=charts,
         )
         write_text(args.page, render(page))
+        name = Path(args.page)
+        save_charts(
+            {"-".join(one.title.lower().split()[:2]): one.spec for one in charts},
+            name.with_name(f"{name.stem}_charts"),
+        )
     fields = _location_fields(where)
     write_result(args, "locate", model=args.model, seed=args.seed, edits=_edit_rows(edits), **fields)
 
 
 def _study(args: argparse.Namespace) -> None:
     from acedit.knowledge.facts import read_cases
+    from acedit.report.charts import Chart
+    from acedit.report.files import write_text
+    from acedit.report.page import Page, render
     from acedit.report.study import save, setting_of, studies
 
     names = list(studies()) if args.name == "all" else [args.name]
@@ -446,6 +465,7 @@ def _study(args: argparse.Namespace) -> None:
     facts = list({fact.key: fact for fact in known}.values())
     setting = setting_of(lm, facts, per_category=args.per_category, seed=args.seed, say=progress.say)
     found = {}
+    pictures: list[Chart] = []
     for name in names:
         study = studies()[name]
         print(f"\n{study.title} ({study.paper})")
@@ -453,6 +473,12 @@ def _study(args: argparse.Namespace) -> None:
         print(result.said())
         found[name] = {"findings": [vars(f) for f in result.findings], "data": dict(result.data)}
         save(result, Path(args.out) / name)
+        pictures += [
+            Chart(study.title, f"{study.paper}. {result.findings[0].claim}: {result.findings[0].ours}", spec)
+            for spec in result.charts.values()
+        ]
+    if args.page:
+        write_text(args.page, render(Page("What was found", args.model, charts=pictures)))
     print(f"\ndata and charts in {args.out}")
     write_result(args, "study", model=args.model, seed=args.seed, studies=found)
 

@@ -2,12 +2,15 @@
 
 from html.parser import HTMLParser
 
+import pytest
+
 from acedit.attribution.plan import Plan
 from acedit.attribution.value import Neuron
+from acedit.report.charts import Chart, chart
 from acedit.report.page import AnswerRow, EditRow, Page, Said, render
 from tests.report.test_text import LAYERS, Row, scores
 
-VOID = {"meta", "rect", "br"}
+VOID = {"meta", "rect", "br", "input"}
 
 
 class Checker(HTMLParser):
@@ -65,7 +68,7 @@ def parsed(page: Page) -> tuple[Checker, str]:
 
 def test_stands_alone() -> None:
     checker, html = parsed(full())
-    assert checker.links == [] and "script" not in checker.tags
+    assert checker.links == []
     assert "http" not in html and "@import" not in html and "url(" not in html
     assert "prefers-color-scheme:dark" in html and "width=device-width" in html
 
@@ -88,9 +91,25 @@ def test_shows_every_part() -> None:
 def test_escapes_everything() -> None:
     hostile = "<script>alert('x')</script>\" onload=\"x & <b>"
     checker, html = parsed(full(hostile))
-    assert "script" not in checker.tags
-    assert "<script>" not in html and 'onload="' not in html
+    assert checker.tags.count("script") == parsed(full())[0].tags.count("script")
+    assert "<script>alert" not in html and 'onload="' not in html
     assert any(hostile in text for text in checker.said)
+
+
+def test_a_charts_text_cannot_end_its_script() -> None:
+    hostile = "</script><script>alert('x')</script>"
+    spec = chart(hostile, [{"token": hostile}], "bar", x={"field": "token", "type": "nominal"})
+    checker, html = parsed(Page(title="t", model="m", charts=[Chart(hostile, hostile, spec)]))
+    assert checker.tags.count("script") == 2, "the bundle and the charts"
+    assert "alert('x')</script>" not in html
+
+
+def test_without_the_bundle_a_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acedit.report.page.bundle", lambda: None)
+    spec = chart("t", [{"x": 1}], "bar", x={"field": "x", "type": "nominal"})
+    checker, _ = parsed(Page(title="t", model="m", charts=[Chart("t", "n", spec)]))
+    assert "script" not in checker.tags
+    assert "vl-convert" in " ".join(checker.said)
 
 
 def test_empty_parts_are_left_out() -> None:

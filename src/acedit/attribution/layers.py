@@ -94,6 +94,23 @@ def measure(
 
 
 @torch.no_grad()
+def token_scores(
+    lm: LanguageModel, prompt: str, answer: str
+) -> tuple[Float[Tensor, "layers seq"], Float[Tensor, "layers seq"]]:
+    """Eq. 9 of each layer's whole FFN and attention vector at every token of `prompt`, nats."""
+    t = trace(lm, [prompt])
+    token, length = lm.token_ids(answer)[0], int(t.encoded.lengths[0])
+    ffn, attention = torch.zeros(lm.n_layers, length), torch.zeros(lm.n_layers, length)
+    for at in range(length):
+        final = t.residual[-1, 0, at]
+        for layer in range(lm.n_layers):
+            below, read, wrote = t.residual[layer, 0, at], t.attention[layer, 0, at], t.ffn[layer, 0, at]
+            attention[layer, at] = float(log_increase(lm, below, read[None], final, token))
+            ffn[layer, at] = float(log_increase(lm, below + read, wrote[None], final, token))
+    return ffn, attention
+
+
+@torch.no_grad()
 def _vector_scores(
     lm: LanguageModel, texts: Sequence[str], answers: Sequence[str]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:

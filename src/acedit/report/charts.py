@@ -7,12 +7,31 @@ Pictures (SVG, PNG) are drawn where vl-convert is installed (extra `study`); the
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from acedit.report.files import plain, write_bytes, write_text
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart on a page: its heading, what it shows in a sentence or two, its specification."""
+
+    title: str
+    note: str
+    spec: Mapping[str, Any]
+
+
+def bundle() -> str | None:
+    """Vega-Lite and what it needs as one script that leaves `vegaEmbed` on the window; None without
+    vl-convert."""
+    if not find_spec("vl_convert"):
+        return None
+    script: str = import_module("vl_convert").javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return script.replace("</script", "<\\/script")
 
 
 def chart(title: str, rows: Sequence[Mapping[str, Any]], mark: Any, **encoding: Any) -> dict[str, Any]:

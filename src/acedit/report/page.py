@@ -1,17 +1,21 @@
-"""One self-contained page about an edit: no network, no script.
+"""One self-contained page about an edit or a study: no network, and no script but for charts and tables.
 
     page = Page(title="...", model="bundled", edits=rows, layers=where.layers, plan=where.plan, ...)
     write_text(Path("out/report.html"), render(page))
 
-Readable from 400 pixels up, light or dark as the reader's system is. Every text that comes from a model
-or a file is escaped.
+Charts need vl-convert (extra `study`), whose bundle of Vega goes into the page; without it a line says so.
+Tables of neurons sort by their heads and are searched; both work from the keyboard. Readable from 400 pixels
+up, light or dark as the reader's system is. Every text that comes from a model or a file is escaped.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from acedit.report.charts import Chart, bundle
+from acedit.report.files import plain
 from acedit.report.text import LayerLike, NeuronLike, PlanLike, chosen_as, quoted, score_rows
 
 
@@ -58,6 +62,7 @@ class Page:
     query_neurons: Sequence[NeuronLike] = ()
     answers: Sequence[AnswerRow] = ()
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    charts: Sequence[Chart] = ()
     notes: Sequence[str] = ()
 
 
@@ -74,7 +79,9 @@ def render(page: Page) -> str:
         _section(
             "Top query neurons", _neurons(page.query_neurons, "raise the coefficients of value neurons")
         ),
+        *(_section(one.title, _chart(i, one)) for i, one in enumerate(page.charts)),
         "".join(f"<p class=note>{escape(note)}</p>" for note in page.notes),
+        _scripts(page),
     ]
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
@@ -82,6 +89,30 @@ def render(page: Page) -> str:
         f"<title>{escape(page.title)}</title><style>{_STYLE}</style></head>\n"
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
+
+
+def _chart(number: int, one: Chart) -> str:
+    label = escape(f"{one.title}: {one.note}", quote=True)
+    return (
+        f"<p class=note>{escape(one.note)}</p>"
+        f'<figure tabindex=0 aria-label="{label}"><div class=chart id="chart-{number}"></div></figure>'
+    )
+
+
+def _scripts(page: Page) -> str:
+    """The tables' script, and with charts Vega's bundle and their specifications."""
+    parts = []
+    if page.value_neurons or page.query_neurons:
+        parts.append(f"<script>{_TABLES}</script>")
+    if page.charts:
+        script = bundle()
+        if script is None:
+            return "<p class=note>Charts need vl-convert: pip install 'acedit[study]'.</p>" + "".join(parts)
+        # "<" as an escape: no text of a model can end the script.
+        specs = json.dumps([plain(one.spec) for one in page.charts]).replace("<", "\\u003c")
+        parts.append(f"<script type=module>{script}</script>")
+        parts.append(f"<script type=module>const specs = {specs};{_CHARTS}</script>")
+    return "".join(parts)
 
 
 def _section(title: str, body: str) -> str:
@@ -190,8 +221,45 @@ def _neurons(neurons: Sequence[NeuronLike], what: str) -> str:
         for n in neurons
     ]
     note = f"<p class=note>FFN neurons that {escape(what)}, with the tokens they point to.</p>"
-    return note + _table(["layer", "neuron", "score", "top tokens"], rows, "neurons")
+    search = '<input type=search class=find placeholder="search" aria-label="search these neurons">'
+    return note + search + _table(["layer", "neuron", "score", "top tokens"], rows, "neurons")
 
+
+_CHARTS = """
+const dark = matchMedia('(prefers-color-scheme: dark)').matches;
+specs.forEach((spec, i) => {
+  const whole = {width: 'container', background: 'transparent', ...spec};
+  if (spec.facet || spec.encoding && (spec.encoding.facet || spec.encoding.row || spec.encoding.column))
+    delete whole.width;
+  window.vegaEmbed('#chart-' + i, whole, {theme: dark ? 'dark' : undefined, renderer: 'svg', actions: false})
+    .then(() => document.getElementById('chart-' + i).dataset.drawn = 'yes');
+});
+"""
+
+_TABLES = """
+for (const table of document.querySelectorAll('table.neurons')) {
+  const body = table.tBodies[0];
+  const text = (row, i) => row.cells[i].textContent;
+  table.querySelectorAll('thead th').forEach((head, i) => {
+    const button = document.createElement('button');
+    button.textContent = head.textContent;
+    head.firstChild.replaceChildren(button);
+    button.onclick = () => {
+      const up = head.ariaSort !== 'ascending';
+      table.querySelectorAll('th').forEach(other => other.removeAttribute('aria-sort'));
+      head.ariaSort = up ? 'ascending' : 'descending';
+      const number = [...body.rows].every(row => !isNaN(parseFloat(text(row, i))));
+      const order = (a, b) => number ? text(a, i) - text(b, i) : text(a, i).localeCompare(text(b, i));
+      body.append(...[...body.rows].sort((a, b) => up ? order(a, b) : order(b, a)));
+    };
+  });
+  const find = table.closest('section').querySelector('.find');
+  find.oninput = () => {
+    for (const row of body.rows)
+      row.hidden = !row.textContent.toLowerCase().includes(find.value.toLowerCase());
+  };
+}
+"""
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c1d21;--soft:#5d6069;--paper:#fff;--card:#f5f6f8;--line:#d9dce2;
@@ -222,6 +290,11 @@ background:var(--card);border-radius:6px;padding:6px 10px}
 rect.minus{fill:var(--no)}
 .mark{font-size:.75rem;border:1px solid currentColor;border-radius:9px;padding:0 7px;margin-left:3px}
 .mark.value{color:var(--value)}.mark.query{color:var(--query)}.mark.middle{color:var(--middle)}
+.find{font:inherit;padding:4px 10px;margin:0 0 8px;width:100%;max-width:320px;color:inherit;
+background:var(--card);border:1px solid var(--line);border-radius:6px}
+th button{font:inherit;color:inherit;background:none;border:0;padding:0;cursor:pointer;text-align:left}
+th[aria-sort=ascending] button::after{content:" ↑"}th[aria-sort=descending] button::after{content:" ↓"}
+.chart{width:100%;overflow-x:auto}figure{margin:0}
 @media (max-width:720px){
 .layer{grid-template-columns:1fr;gap:4px}
 table.stack thead{display:none}

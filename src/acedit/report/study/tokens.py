@@ -2,8 +2,7 @@
 
 import torch
 
-from acedit.attribution.layers import spaced
-from acedit.attribution.value import log_increase
+from acedit.attribution.layers import spaced, token_scores
 from acedit.lm.trace import trace
 from acedit.report.charts import chart
 from acedit.report.study.base import Finding, Result, Setting, Study
@@ -21,22 +20,17 @@ def run(setting: Setting) -> Result:
     rows = []
     for question in spaced(setting.questions, SHOWN):
         t = trace(lm, [question.prompt])
-        token = lm.token_ids(question.answer)[0]
-        for at in range(int(t.encoded.lengths[0])):
+        ffn, attention = token_scores(lm, question.prompt, question.answer)
+        for at in range(ffn.shape[1]):
             final = t.residual[-1, 0, at]
-            ffn = attention = 0.0
-            for layer in range(lm.n_layers):
-                below, read = t.residual[layer, 0, at], t.attention[layer, 0, at]
-                attention += float(log_increase(lm, below, read[None], final, token))
-                ffn += float(log_increase(lm, below + read, t.ffn[layer, 0, at][None], final, token))
             best = lm.unembed(final).topk(TOP).indices.tolist()
             rows.append(
                 {
                     "prompt": question.prompt,
                     "at": at,
                     "token": lm.tokenizer.decode([int(t.encoded.input_ids[0, at])]),
-                    "ffn": ffn,
-                    "attention": attention,
+                    "ffn": float(ffn[:, at].sum()),
+                    "attention": float(attention[:, at].sum()),
                     "top": [lm.tokenizer.decode([i]) for i in best],
                 }
             )
