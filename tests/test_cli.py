@@ -597,3 +597,8 @@ def test_a_reader_that_goes_away_is_no_error(model_dir: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+def test_an_annotator_is_named_in_full(fails: Callable[..., str], model_dir: Path, tmp_path: Path) -> None:
+    said = fails("study", "layers", "--model", model_dir, "--annotator", "gpt", "--out", tmp_path / "o")
+    assert "give openai:MODEL or hf:MODEL" in said

@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from acedit.editing.patch import Patch
     from acedit.knowledge.facts import Edit, Fact
     from acedit.lm.model import LanguageModel
+
+
+ANNOTATED = 1000  # questions at most
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -160,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--per-category", metavar="N", type=whole(1), default=25, help="questions (25)")
     study.add_argument("--out", metavar="DIR", default="out/study", help="default: out/study")
+    study.add_argument(
+        "--annotator", metavar="WHO", help="categories by openai:MODEL or hf:MODEL under G.3, not by relation"
+    )
     study.add_argument("--report", metavar="FILE", dest="page", help="write one page of all that ran (HTML)")
     study.set_defaults(run=_study)
 
@@ -463,7 +469,17 @@ def _study(args: argparse.Namespace) -> None:
     progress.say("loading the model")
     lm = _load(args)
     facts = list({fact.key: fact for fact in known}.values())
-    setting = setting_of(lm, facts, per_category=args.per_category, seed=args.seed, say=progress.say)
+    category_of = None
+    if args.annotator is not None:
+        category_of = _annotated(args.annotator, facts, Path(args.out), args.seed, progress)
+    setting = setting_of(
+        lm,
+        facts,
+        per_category=args.per_category,
+        seed=args.seed,
+        say=progress.say,
+        category_of=category_of,
+    )
     found = {}
     pictures: list[Chart] = []
     for name in names:
@@ -481,6 +497,36 @@ def _study(args: argparse.Namespace) -> None:
         write_text(args.page, render(Page("What was found", args.model, charts=pictures)))
     print(f"\ndata and charts in {args.out}")
     write_result(args, "study", model=args.model, seed=args.seed, studies=found)
+
+
+def _annotated(
+    who: str, facts: "Sequence[Fact]", out: Path, seed: int, progress: Progress
+) -> "Callable[[Fact], str | None]":
+    """Main categories of a sample of the facts' questions, asked of an annotator."""
+    import random
+
+    from acedit.benchmark.annotate import annotate, hf, openai
+    from acedit.lm.model import load
+
+    kind, _, name = who.partition(":")
+    if kind not in ("openai", "hf") or not name:
+        raise UserError(f"--annotator {who!r}: give openai:MODEL or hf:MODEL")
+    annotator = openai(name) if kind == "openai" else hf(load(name))
+    asked = {
+        fact.key: fact.relation.questions[0].format(fact.subject) for fact in facts if fact.relation.questions
+    }
+    if len(asked) > ANNOTATED:
+        picked = random.Random(f"{seed}/annotate").sample(sorted(asked), k=ANNOTATED)
+        asked = {key: asked[key] for key in picked}
+    labels = annotate(
+        list(asked.values()),
+        annotator,
+        keep=out / "labels.jsonl",
+        progress=lambda done, of: progress.count(done, of, "questions"),
+    )
+    if not labels:
+        raise UserError(f"--annotator {who}: no answer was in the form 'Main|Sub'; try another model")
+    return lambda fact: labels[asked[fact.key]].main if asked.get(fact.key) in labels else None
 
 
 def _edit(args: argparse.Namespace) -> None:

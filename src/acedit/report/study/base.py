@@ -59,6 +59,7 @@ class Setting:
     asked: Mapping[str, int]
     seed: int = 0
     say: Callable[[str], None] = lambda _: None
+    named: tuple[str, ...] = tuple(CATEGORIES)
 
     def of(self, category: str) -> list[Question]:
         """The questions of a category."""
@@ -67,7 +68,7 @@ class Setting:
     @property
     def categories(self) -> tuple[str, ...]:
         """Those with a question."""
-        return tuple(c for c in CATEGORIES if self.of(c))
+        return tuple(c for c in self.named if self.of(c))
 
 
 @dataclass(frozen=True)
@@ -117,21 +118,22 @@ def setting_of(
     per_category: int = 25,
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
+    category_of: Callable[[Fact], str | None] | None = None,
 ) -> Setting:
     """At most `per_category` questions a category that the model answers right.
 
-    Raises UserError where it answers none.
+    category_of: a fact's category, None for one that is not studied; the paper's by relation id if not
+    given. Raises UserError where the model answers none.
     """
     rng = random.Random(f"{seed}/study")
-    category = {relation: name for name, ids in CATEGORIES.items() for relation in ids}
+    by_relation = {relation: name for name, ids in CATEGORIES.items() for relation in ids}
     rows: dict[str, list[Question]] = defaultdict(list)
     for fact in facts:
-        name = category.get(fact.relation.id)
+        name = by_relation.get(fact.relation.id) if category_of is None else category_of(fact)
         if name is not None:
             rows[name].append(Question(fact.prompt.format(fact.subject), fact.object, fact.aliases, name))
-    drawn = [
-        q for name in CATEGORIES for q in rng.sample(rows[name], k=min(2 * per_category, len(rows[name])))
-    ]
+    names = tuple(CATEGORIES) if category_of is None else tuple(sorted(rows))
+    drawn = [q for name in names for q in rng.sample(rows[name], k=min(2 * per_category, len(rows[name])))]
     say(f"asking {len(drawn)} single-hop questions")
     said = lm.generate([q.prompt for q in drawn], max_new_tokens=24) if drawn else []
     right: dict[str, list[Question]] = defaultdict(list)
@@ -140,13 +142,13 @@ def setting_of(
         asked[question.category] += 1
         if matches(text, question.answers) and len(right[question.category]) < per_category:
             right[question.category].append(question)
-    kept = tuple(q for name in CATEGORIES for q in right[name])
+    kept = tuple(q for name in names for q in right[name])
     if not kept:
         raise UserError(
             "the model answers none of the questions right, so there is nothing to study: give facts it "
             "knows (--facts), of the relations in report/study/base.py"
         )
-    return Setting(lm, kept, dict(asked), seed, say)
+    return Setting(lm, kept, dict(asked), seed, say, names)
 
 
 def accuracy(lm: LanguageModel, questions: Sequence[Question]) -> float:

@@ -1,0 +1,108 @@
+"""Annotators against a local server that is busy, wrong, and right; strict reading; going on."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from acedit.benchmark.annotate import ANNOTATION_PROMPT, Annotator, Label, annotate, hf, openai, parse
+from acedit.errors import UserError
+from tests.tiny import tiny_lm
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("Sports|Team", Label("Sports", "Team")),
+        (" [Geographic location] | [Capital]\n", Label("Geographic location", "Capital")),
+        ("Sports", None),
+        ("Sports|Team|Football", None),
+        ("|Team", None),
+        ("Sure!\nSports|Team", None),
+        ("", None),
+    ],
+)
+def test_only_the_asked_form_is_read(text: str, label: Label | None) -> None:
+    assert parse(text) == label
+
+
+class Stub(BaseHTTPRequestHandler):
+    """Answers from the server's script: a status, or a text in OpenAI's form."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append((self.path, self.headers["Authorization"], body))  # type: ignore[attr-defined]
+        script: list[int | str] = self.server.script  # type: ignore[attr-defined]
+        step = script.pop(0) if len(script) > 1 else script[0]
+        self.send_response(step if isinstance(step, int) else 200)
+        self.end_headers()
+        if isinstance(step, str):
+            self.wfile.write(json.dumps({"choices": [{"message": {"content": step}}]}).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[HTTPServer]:
+    server = HTTPServer(("127.0.0.1", 0), Stub)
+    server.seen, server.script = [], []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def against(server: HTTPServer, *script: int | str) -> Annotator:
+    server.script[:] = script  # type: ignore[attr-defined]
+    return openai("m", base=f"http://127.0.0.1:{server.server_port}/v1", key="k")
+
+
+def test_a_busy_server_and_a_careless_answer_are_asked_again(server: HTTPServer, tmp_path: Path) -> None:
+    waits: list[float] = []
+    ask = against(server, 429, 503, "Well, it is about sport.", "Sports|Team")
+    labels = annotate(["Which {team}?"], ask, keep=tmp_path / "l.jsonl", pause=waits.append)
+    assert labels == {"Which {team}?": Label("Sports", "Team")}
+    assert waits == [2.0, 4.0, 8.0]
+    path, key, body = server.seen[0]  # type: ignore[attr-defined]
+    assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer k", "m", 0)
+    assert body["messages"][0]["content"] == ANNOTATION_PROMPT.replace("{question}", "Which {team}?")
+
+
+def test_what_is_labelled_is_kept_and_not_asked_again(server: HTTPServer, tmp_path: Path) -> None:
+    keep = tmp_path / "deep" / "l.jsonl"
+    ask = against(server, "A|1", 400)
+    with pytest.raises(UserError, match="400"):
+        annotate(["one", "two"], ask, keep=keep)
+    with keep.open("a") as file:
+        file.write('{"annotator": "openai:m", "question": "tw')  # cut short
+    ask = against(server, "B|2")
+    assert annotate(["one", "two"], ask, keep=keep) == {"one": Label("A", "1"), "two": Label("B", "2")}
+    assert annotate(["two"], against(server, 500), keep=keep) == {"two": Label("B", "2")}
+    other = Annotator("other", lambda _: "C|3")
+    assert annotate(["one"], other, keep=keep) == {"one": Label("C", "3")}
+
+
+def test_a_server_that_stays_busy_or_is_not_there_is_one_line(server: HTTPServer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="5 tries were made"):
+        annotate(["one"], against(server, 503), keep=tmp_path / "l", pause=lambda _: None)
+    nowhere = openai("m", base="http://127.0.0.1:9/v1", key="k")
+    with pytest.raises(UserError, match="cannot be reached"):
+        annotate(["one"], nowhere, keep=tmp_path / "l", pause=lambda _: None)
+    assert annotate(["one"], against(server, "nonsense"), keep=tmp_path / "l", pause=lambda _: None) == {}
+
+
+def test_a_key_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        openai("m")
+
+
+def test_a_local_model_can_annotate(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3", max_position_embeddings=512)
+    assert annotate(["one"], hf(lm), keep=tmp_path / "l", pause=lambda _: None) in ({},)
