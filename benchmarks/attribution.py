@@ -34,8 +34,23 @@ PROMPTS = [
     "Question: Who is the head of state of Peru?\nAnswer:",
     "Fernando Santos is a citizen of",
     "The author of Hamlet is",
+    "Mark Trumbo plays the sport of",
+    "The head coach of Iran national football team is",
+    "Question: Who was Aslan created by?\nAnswer:",
+    "The official language of Brazil is",
+    "Question: Which continent is London located in?\nAnswer:",
+    "Apple Inc. was founded by",
+    "Hari Kunzru was born in the city of",
+    "Question: What is the capital of Japan?\nAnswer:",
+    "The chairperson of Toyota is",
+    "Miles Davis performed the genre of",
+    "Question: Who performed Rocket Man?\nAnswer:",
+    "The original broadcaster of The Office is",
 ]
-ANSWERS = ["Lima", "Paris", "Portugal", "Shakespeare"]
+ANSWERS = [
+    "Lima", "Paris", "Portugal", "Shakespeare", "football", "Carlos", "Lewis", "Portuguese",
+    "Europe", "Steve", "London", "Tokyo", "Akio", "jazz", "Elton", "NBC",
+]  # fmt: skip
 
 
 def random_model(args: argparse.Namespace) -> LanguageModel:
@@ -121,6 +136,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--reference-layers", type=int, default=2, help="layers the textbook way is timed on")
     parser.add_argument("--k", type=int, nargs="+", default=[10, 100])
+    parser.add_argument("--prompts", type=int, default=4, help="asked together, at most 16")
     parser.add_argument("--sharp", type=float, default=1.0)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
@@ -128,6 +144,7 @@ def main() -> None:
     parser.add_argument("--out", help="append a JSON line here")
     args = parser.parse_args()
     lm = random_model(args)
+    del PROMPTS[args.prompts :], ANSWERS[args.prompts :]
     with tempfile.TemporaryDirectory() as folder:
         atlas_time, atlas = clock(lambda: build_atlas(lm, cache_dir=Path(folder)), 1, args.device)
     picked = [
@@ -159,7 +176,8 @@ def main() -> None:
         rows.append(
             {
                 "vocab": args.vocab, "neurons": args.neurons, "d_model": args.d_model, "layers": args.layers,
-                "dtype": args.dtype, "device": args.device, "sharp": args.sharp, "k": k,
+                "prompts": args.prompts, "dtype": args.dtype, "device": args.device,
+                "sharp": args.sharp, "k": k,
                 "textbook_s": per_slow, "certified_s": per_fast, "ratio": per_slow / per_fast,
                 "rescored": rescored,
                 "same_order": same, "compared": len(scores),  # type: ignore[arg-type]
