@@ -124,18 +124,35 @@ def exact(
 ) -> Float[Tensor, " n"]:
     """Eq. 9 (nats) of the neurons whose logits are scale · W_U direction, each against its row of p.
 
-    Products are in `directions`' precision, sums in float64. Makes n × tile numbers, never n × vocab.
+    Products and exponentials are in `directions`' precision, which `log_p` shares, sums in float64; see
+    `coarseness`. Makes n × tile numbers, never n × vocab.
     """
     top = torch.full_like(scale, -torch.inf)
     total = torch.zeros_like(scale)
+    narrow = scale.to(directions)[:, None]
     for start in range(0, len(unembedding), TOKEN_TILE):
         tile = unembedding[start : start + TOKEN_TILE].to(directions)
-        terms = (directions @ tile.T).to(scale) * scale[:, None] + log_p[row, start : start + TOKEN_TILE]
-        reach = torch.maximum(top, terms.amax(1))
-        total = total * (top - reach).exp() + (terms - reach[:, None]).exp_().sum(1)
+        terms = (directions @ tile.T).mul_(narrow).add_(log_p[row, start : start + TOKEN_TILE])
+        reach = torch.maximum(top, terms.amax(1).to(top))
+        # `reach` came from `terms`, so it is the same number in their precision.
+        new = terms.sub_(reach.to(terms)[:, None]).exp_().sum(1, dtype=total.dtype)
+        total = total * (top - reach).exp() + new
         top = reach
     wanted = (directions * unembedding[token].to(directions)).double().sum(1) * scale
     return wanted - top - total.log()
+
+
+def coarseness(
+    dtype: torch.dtype, delta: Float[Tensor, " n"], log_p: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """What `exact` may be off (nats) by rounding exponents and exponentials, the products aside.
+
+    delta, log_p: the largest |δ| and |log p| of each row. An exponent x = δ + log p − max is rounded five
+    times (the scale, the product, log p, the sum, the difference), by at most u each of what it is then; of
+    an x below −104, e^x is nothing in float32; e^x itself is good to 4 u (two units in the last place).
+    """
+    u = torch.finfo(dtype).eps / 2
+    return u * (3 * delta + 2 * log_p + 112)
 
 
 @dataclass(frozen=True)
@@ -189,6 +206,9 @@ class _Board:
         self.high = torch.zeros_like(self.low)
         self.level = torch.zeros(shape, dtype=torch.int8, device=lm.device)
         self._base, self._scale = _base(lm, t, at)
+        log_p = self._base.log_p
+        self._log_p = {torch.float64: log_p, self._work: log_p.to(self._work)}
+        self._least = log_p.amin(1).abs()
         with whole_products():
             for layer in range(lm.n_layers):
                 self._bound(atlas, layer)
@@ -247,14 +267,15 @@ class _Board:
         scale = self._scale[reading, layer[which], index[which]]
         scores = exact(
             lm.unembedding,
-            self._base.log_p,
+            self._log_p[dtype],
             reading * lm.n_layers + layer[which],
             directions[which],
             scale,
             at.token[reading],
         )
-        off = 2 * rounding(lm.d_model, dtype) * self._widest * directions.norm(dim=1).double()
-        error = scale.abs() * off[which] + DOUBT
+        reach = self._widest * directions.norm(dim=1).double()[which] * scale.abs()
+        least = self._least[reading * lm.n_layers + layer[which]]
+        error = 2 * rounding(lm.d_model, dtype) * reach + coarseness(dtype, reach, least) + DOUBT
         total = torch.zeros(len(places), dtype=torch.float64, device=lm.device)
         middle, around = total.index_add(0, which, scores), total.index_add(0, which, error)
         self.low.view(-1)[places], self.high.view(-1)[places] = middle - around, middle + around
