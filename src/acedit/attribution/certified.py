@@ -42,7 +42,7 @@ from acedit.lm.model import LanguageModel
 from acedit.lm.trace import Trace, trace
 
 HEAVY = 32  # tokens of p taken exactly
-TOKEN_TILE = 16384
+CPU_TILE, GPU_TILE = 2048, 16384  # tokens at a time: what a core's cache, and a kernel, like
 ROWS = 1024  # neurons scored exactly in one sweep over the vocabulary
 ROOM = 2 << 30  # bytes that the distributions of one round may take
 DOUBT = 1e-10  # nats; what float64 logarithms and sums may be off, and so what counts as a tie
@@ -76,8 +76,8 @@ class Base:
         rest = log_p.exp().scatter_(1, ids, 0.0)
         total = rest.sum(1)
         mean = torch.zeros(len(log_p), unembedding.shape[1], dtype=log_p.dtype, device=log_p.device)
-        for start in range(0, len(unembedding), TOKEN_TILE):
-            mean += rest[:, start : start + TOKEN_TILE] @ unembedding[start : start + TOKEN_TILE].to(mean)
+        for some, tile in _tiles(unembedding):
+            mean += rest[:, some] @ tile.to(mean)
         mean = mean / total.clamp(min=torch.finfo(total.dtype).tiny)[:, None]
         pulls = [unembedding[token].to(mean)[:, None], mean[:, None], unembedding[ids].to(mean)]
         return cls(log_p, torch.cat(pulls, dim=1), top, total.log())
@@ -130,9 +130,8 @@ def exact(
     top = torch.full_like(scale, -torch.inf)
     total = torch.zeros_like(scale)
     narrow = scale.to(directions)[:, None]
-    for start in range(0, len(unembedding), TOKEN_TILE):
-        tile = unembedding[start : start + TOKEN_TILE].to(directions)
-        terms = (directions @ tile.T).mul_(narrow).add_(log_p[row, start : start + TOKEN_TILE])
+    for some, tile in _tiles(unembedding):
+        terms = (directions @ tile.to(directions).T).mul_(narrow).add_(log_p[row, some])
         reach = torch.maximum(top, terms.amax(1).to(top))
         # `reach` came from `terms`, so it is the same number in their precision.
         new = terms.sub_(reach.to(terms)[:, None]).exp_().sum(1, dtype=total.dtype)
@@ -140,6 +139,13 @@ def exact(
         top = reach
     wanted = (directions * unembedding[token].to(directions)).double().sum(1) * scale
     return wanted - top - total.log()
+
+
+def _tiles(unembedding: Float[Tensor, "vocab d_model"]) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the vocabulary, and W_U's rows there."""
+    size = CPU_TILE if unembedding.device.type == "cpu" else GPU_TILE
+    for start in range(0, len(unembedding), size):
+        yield slice(start, start + size), unembedding[start : start + size]
 
 
 def coarseness(
@@ -380,7 +386,7 @@ def _base(
     final = lm.freeze_norm(lm.final_norm, t.residual[-1, at.row, at.position].double()[:, None])
     stream = t.residual[:-1, at.row, at.position].double() + t.attention[:, at.row, at.position].double()
     start = final.apply(stream.transpose(0, 1), bias=True).flatten(0, 1)
-    logits = torch.cat([start @ tile.to(start).T for tile in lm.unembedding.split(TOKEN_TILE)], dim=1)
+    logits = torch.cat([start @ tile.to(start).T for _, tile in _tiles(lm.unembedding)], dim=1)
     if lm.head_bias is not None:
         logits = logits + lm.head_bias.to(logits)
     finite = torch.isfinite(logits).all(1)

@@ -1,0 +1,254 @@
+"""RippleEdits (Cohen et al. 2024): its files as they are, and its six axes scored.
+
+    cases = read_ripple("popular.json")
+    scorer = RippleScorer(lm, cases)
+    records = scorer.records(scorer.asked(range(len(cases))))    # by axis
+
+A test counts where the unedited model answers each of its condition queries; it passes if any (condition
+"OR") or all ("AND") of its test queries are answered. Answers are greedy continuations of the file's own
+clozes, matched as everywhere here to a value or an alias.
+
+Footgun: the files give labels inside sentences only. Subject and object of an edit are read out of its prompt
+and the original fact's; a row whose subject cannot be told is refused by name.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from acedit.benchmark.score import Asked, Record, matches
+from acedit.errors import UserError
+from acedit.knowledge.facts import Edit
+from acedit.knowledge.relations import Relation
+from acedit.lm.model import LanguageModel
+
+AXES: Mapping[str, str] = {
+    "Relation_Specificity": "relation_specificity",
+    "Relation_Specifity": "relation_specificity",
+    "Logical_Generalization": "logical_generalization",
+    "Subject_Aliasing": "subject_aliasing",
+    "Compositionality_I": "compositionality_1",
+    "Compositionality_II": "compositionality_2",
+    "Forgetfulness": "forgetfulness",
+}
+"""The file's names (one is spelled in two ways) and ours."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A cloze and what may complete it: any one of `answers`."""
+
+    prompt: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RippleTest:
+    """Queries of which any or `all` have to be right, where the unedited model has every condition right."""
+
+    queries: tuple[Query, ...]
+    conditions: tuple[Query, ...]
+    all: bool
+
+
+@dataclass(frozen=True)
+class RippleCase:
+    """One edit and its tests by axis."""
+
+    id: str
+    edits: tuple[Edit, ...]
+    tests: Mapping[str, tuple[RippleTest, ...]]
+
+
+def is_ripple(rows: object) -> bool:
+    """Whether parsed JSON is in RippleEdits' form."""
+    return (
+        isinstance(rows, list)
+        and bool(rows)
+        and isinstance(rows[0], dict)
+        and "edit" in rows[0]
+        and any(name in rows[0] for name in AXES)
+    )
+
+
+def read_ripple(path: str | Path) -> list[RippleCase]:
+    """The cases of a RippleEdits file. Raises UserError naming file, row, field and mend."""
+    try:
+        rows = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    if not is_ripple(rows):
+        raise UserError(f"{path}: these are not RippleEdits cases (no edit with its axes)")
+    return [_case(path, i, row) for i, row in enumerate(rows)]
+
+
+def _case(path: str | Path, i: int, row: Mapping[str, Any]) -> RippleCase:
+    try:
+        tests = {
+            AXES[name]: tuple(_test(test) for test in row[name] if test["test_queries"])
+            for name in AXES
+            if name in row
+        }
+        edit = _edit(row)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: [{i}]: field {error} is missing or of another kind; get the file again"
+        ) from None
+    if edit is None:
+        raise UserError(
+            f"{path}: [{i}].edit.prompt {row['edit']['prompt']!r}: its subject cannot be told; "
+            "leave the row out"
+        )
+    return RippleCase(f"ripple-{i}", (edit,), tests)
+
+
+def _test(row: Mapping[str, Any]) -> RippleTest:
+    return RippleTest(
+        tuple(map(_query, row["test_queries"])),
+        tuple(map(_query, row.get("condition_queries") or ())),
+        row.get("test_condition") == "AND",
+    )
+
+
+def _query(row: Mapping[str, Any]) -> Query:
+    names = [name for answer in row["answers"] for name in (answer["value"], *answer.get("aliases", ()))]
+    return Query(row["prompt"], tuple(names))
+
+
+def _edit(row: Mapping[str, Any]) -> Edit | None:
+    """The edit, from sentences "CLOZE OBJECT." ; None where no subject is found in the cloze."""
+    edit = row["edit"]
+    said, before = edit["prompt"].rstrip(" ."), edit.get("original_fact")
+    cloze, old = said.rpartition(" is ")[0] + " is", ""
+    if before is not None:
+        was = before["prompt"].rstrip(" .")
+        shared = next((n for n, (a, b) in enumerate(zip(said, was, strict=False)) if a != b), len(was))
+        # Objects that start alike ("United ...") share more than the cloze.
+        cut = said.rfind(" is ", 0, shared + 1)
+        if cut >= 0:
+            cloze = said[:cut] + " is"
+        old = was[len(cloze) :].strip()
+    target = said[len(cloze) :].strip()
+    subject = _subject(row, edit, cloze)
+    if not subject or not target or cloze.count(subject) != 1:
+        return None
+    id = str(edit["relation"])
+    relation = Relation(f"ripple:{id}", (cloze.replace(subject, "{}"),), name=id.replace("_", " ").lower())
+    return Edit(subject, relation, target, "" if old == target else old)
+
+
+def _subject(row: Mapping[str, Any], edit: Mapping[str, Any], cloze: str) -> str:
+    """What follows the relation's name in the cloze, or what other clozes of the subject share with it."""
+    phrase = str(edit["relation"]).replace("_", " ").lower()
+    found = re.search(re.escape(phrase) + r" of (.+) is$", cloze)
+    if found:
+        return found[1]
+    others = (
+        query["prompt"]
+        for name in AXES
+        for test in row.get(name, ())
+        for query in test["test_queries"]
+        if query.get("subject_id") == edit["subject_id"] and query.get("relation") != edit["relation"]
+    )
+    return next((run for other in others if (run := _shared_run(cloze, other))), "")
+
+
+def _shared_run(one: str, other: str) -> str:
+    """The longest run of words both have, less the words every cloze has."""
+    a, b = one.split(), other.split()
+    best: list[str] = []
+    for i in range(len(a)):
+        for j in range(len(b)):
+            n = 0
+            while i + n < len(a) and j + n < len(b) and a[i + n] == b[j + n]:
+                n += 1
+            run = a[i : i + n]
+            while run and run[0] in ("The", "the", "of", "name", "is", "which"):
+                run = run[1:]
+            while run and run[-1] in ("is", "of", "are", "has", "which"):
+                run = run[:-1]
+            if len(run) > len(best):
+                best = run
+    return " ".join(best)
+
+
+class RippleScorer:
+    """The tests of some cases that the unedited model meets the conditions of.
+
+    before: what it was asked for that, and said.
+    """
+
+    before: list[Asked]
+
+    def __init__(self, lm: LanguageModel, cases: Sequence[RippleCase], *, batch_size: int = 64) -> None:
+        if not cases:
+            raise UserError("there are no cases to score")
+        self._lm, self._cases, self._batch = lm, tuple(cases), batch_size
+        conditions = [
+            (case.id, query)
+            for case in cases
+            for tests in case.tests.values()
+            for test in tests
+            for query in test.conditions
+        ]
+        self.before = self._ask("condition", conditions)
+        right = {(a.case, a.prompt): a.right for a in self.before}
+        self._met = {
+            case.id: {
+                axis: [t for t in tests if all(right[case.id, q.prompt] for q in t.conditions)]
+                for axis, tests in case.tests.items()
+            }
+            for case in cases
+        }
+
+    def _ask(self, metric: str, queries: Sequence[tuple[str, Query]]) -> list[Asked]:
+        texts = list(dict.fromkeys(query.prompt for _, query in queries))
+        if not texts:
+            return []
+        said = dict(
+            zip(texts, self._lm.generate(texts, max_new_tokens=24, batch_size=self._batch), strict=True)
+        )
+        return [
+            Asked(metric, id, q.prompt, said[q.prompt], matches(said[q.prompt], q.answers))
+            for id, q in queries
+        ]
+
+    def asked(self, picked: Iterable[int]) -> list[Asked]:
+        """Ask the model as it now stands: each edit's own prompt, and every test whose conditions are met."""
+        chosen = [self._cases[i] for i in picked]
+        own = [
+            (case.id, Query(edit.prompt.format(edit.subject), (edit.target, *edit.aliases)))
+            for case in chosen
+            for edit in case.edits
+        ]
+        asked = self._ask("efficacy", own)
+        for axis in dict.fromkeys(AXES.values()):
+            queries = [
+                (case.id, query)
+                for case in chosen
+                for test in self._met[case.id].get(axis, ())
+                for query in test.queries
+            ]
+            asked += self._ask(axis, queries)
+        return asked
+
+    def records(self, asked: Sequence[Asked], *, left_out: float = 0.0) -> list[Record]:
+        """A record a test, `mean` the share of its queries that are right, and one an edit."""
+        records = [
+            Record("efficacy", a.case, float(a.right), float(a.right))
+            for a in asked
+            if a.metric == "efficacy"
+        ]
+        marks: dict[tuple[str, str], dict[str, bool]] = defaultdict(dict)
+        for a in asked:
+            marks[a.metric, a.case][a.prompt] = a.right
+        for (axis, id), right in marks.items():
+            for test in self._met.get(id, {}).get(axis, ()):
+                each = [right[query.prompt] for query in test.queries]
+                passed = all(each) if test.all else any(each)
+                records.append(Record(axis, id, float(passed), sum(each) / len(each)))
+        return records
