@@ -132,3 +132,25 @@ def test_looking_where_nothing_is_is_one_line(run: Run, folder: Path, tmp_path: 
     assert "another run is writing" in err
     code, _, err = run("bench", "export", tmp_path / "busy", "--out", tmp_path / "x.txt")
     assert (code, "give .csv or .parquet" in err) == (2, True)
+
+
+def test_ripple_edits_are_read_and_scored_by_axis(run: Run, folder: Path, tmp_path: Path) -> None:
+    cloze = "The name of the country of citizenship of Bo Ray is"
+    fact = {"subject_id": "Q1", "relation": "COUNTRY_OF_CITIZENSHIP"}
+    test = {
+        "test_queries": [{"prompt": "The capital of his country is", "answers": [{"value": "Santiago"}]}],
+        "test_condition": "OR",
+        "condition_queries": [],
+    }
+    row = {
+        "edit": {**fact, "prompt": f"{cloze} Chile.", "original_fact": {**fact, "prompt": f"{cloze} Peru."}},
+        "Compositionality_I": [test],
+    }
+    (tmp_path / "r.json").write_text(json.dumps([row]), "utf-8")
+    code, out, err = run(
+        "bench", "--model", folder / "model", "--cases", tmp_path / "r.json", "--methods", "lora",
+        "--out", tmp_path / "a",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "compositionality 1" in out
+    assert out.count("(1)") == 2, "one edit and one test are counted"

@@ -17,6 +17,7 @@ from acedit.cli import Progress, check_outputs, known_dtype, whole, write_result
 from acedit.errors import UserError
 
 if TYPE_CHECKING:
+    from acedit.benchmark.ripple import RippleCase
     from acedit.benchmark.tables import Table
     from acedit.knowledge.facts import Case, Fact
 
@@ -29,7 +30,9 @@ def add_bench(
         "bench", parents=parents, help="methods on cases: the paper's tables, resumable"
     )
     bench.add_argument("--model", metavar="MODEL", default="bundled", help="as elsewhere (bundled)")
-    bench.add_argument("--cases", metavar="FILE", help="MQuAKE's file; fresh cases of the world if not given")
+    bench.add_argument(
+        "--cases", metavar="FILE", help="MQuAKE's or RippleEdits' file; fresh cases if not given"
+    )
     bench.add_argument(
         "--n", metavar="N", type=whole(1), default=60, help="cases for each number of edits (60)"
     )
@@ -172,11 +175,14 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case], list[Fact]]":
+def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCase], list[Fact]]":
     """The cases of a file, or fresh ones of the world for each number of edits; what is known beside them."""
+    from acedit.benchmark.ripple import holds_ripples, read_ripple
     from acedit.knowledge.facts import cases_from, read_cases, read_facts
 
     known = read_facts(args.facts) if args.facts else []
+    if args.cases and holds_ripples(args.cases):
+        return read_ripple(args.cases), known
     if args.cases:
         cases = [case for case in read_cases(args.cases) if not args.edits or len(case.edits) in args.edits]
         if not cases:

@@ -16,6 +16,7 @@ from time import perf_counter
 
 from acedit.attribution.plan import Plan
 from acedit.benchmark.leak import check, starts
+from acedit.benchmark.ripple import RippleCase
 from acedit.benchmark.score import Record, Scorer, summarise
 from acedit.editing.edit import edit
 from acedit.editing.methods import Method
@@ -54,7 +55,7 @@ class Run:
         }
 
 
-def merged_edits(cases: Sequence[Case]) -> list[Edit]:
+def merged_edits(cases: Sequence[Case | RippleCase]) -> list[Edit]:
     """The edits of all cases, identical ones once. Raises UserError where two contradict."""
     found: dict[tuple[str, str], Edit] = {}
     for case in cases:
@@ -69,7 +70,9 @@ def merged_edits(cases: Sequence[Case]) -> list[Edit]:
     return list(found.values())
 
 
-def shared_plan(lm: LanguageModel, cases: Sequence[Case], known: Sequence[Fact], seed: int) -> Plan:
+def shared_plan(
+    lm: LanguageModel, cases: Sequence[Case | RippleCase], known: Sequence[Fact], seed: int
+) -> Plan:
     """One plan for every batch, from the first edits of all cases (at most `PLANNED`)."""
     edits = list({edit.key: edit for case in cases for edit in case.edits}.values())[:PLANNED]
     prompts = Composer(edits, known, exclude=starts(cases), seed=seed).prompts()
@@ -113,7 +116,7 @@ def run_method(
 
 def edit_cases(
     lm: LanguageModel,
-    cases: Sequence[Case],
+    cases: Sequence[Case | RippleCase],
     method: Method,
     *,
     known: Sequence[Fact],

@@ -13,8 +13,9 @@ share (`duplicated`), and a new answer that is an alias of the old one (`aliased
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+from acedit.benchmark.ripple import RippleCase
 from acedit.benchmark.score import normalise
 from acedit.knowledge.facts import Case
 
@@ -31,13 +32,16 @@ class Fault:
     detail: str
 
 
-def pack(cases: Sequence[Case], at_once: int | None) -> list[tuple[Case, ...]]:
+Packed = TypeVar("Packed", Case, RippleCase)
+
+
+def pack(cases: Sequence[Packed], at_once: int | None) -> list[tuple[Packed, ...]]:
     """Groups of at most `at_once` cases (None: no limit), in order, none holding contradicting edits.
 
     A case that contradicts a group goes into the next one that it fits, so "all at once" can take more
     than one group; a case that contradicts itself is left out (`audit` on the cases says so).
     """
-    groups: list[list[Case]] = []
+    groups: list[list[Packed]] = []
     targets: list[dict[tuple[str, str], str]] = []
     first = 0
     for case in cases:
@@ -63,24 +67,25 @@ def audit(groups: Sequence[Sequence[Case]], cases: Sequence[Case] = ()) -> list[
     """Every fault, in the order of the cases. cases: all that were read, also those that `pack` left out."""
     everything = list(cases) or [case for group in groups for case in group]
     return [
-        *_contradicting(everything),
+        *contradicting(everything),
         *(fault for group in groups for fault in _contaminated(group)),
         *_duplicated(everything),
         *_aliased(everything),
     ]
 
 
-def without(cases: Sequence[Case], faults: Sequence[Fault]) -> list[Case]:
+def without(cases: Sequence[Packed], faults: Sequence[Fault]) -> list[Packed]:
     """The cases that no fault is about (`--strict`)."""
     bad = {fault.case for fault in faults}
     return [case for case in cases if case.id not in bad]
 
 
-def _against_itself(case: Case) -> bool:
+def _against_itself(case: Case | RippleCase) -> bool:
     return len({edit.key for edit in case.edits}) < len({(edit.key, edit.target) for edit in case.edits})
 
 
-def _contradicting(cases: Sequence[Case]) -> Iterator[Fault]:
+def contradicting(cases: Sequence[Case | RippleCase]) -> Iterator[Fault]:
+    """Cases with an edit that an earlier one makes otherwise."""
     first: dict[tuple[str, str], tuple[str, str]] = {}
     for case in cases:
         for edit in case.edits:

@@ -9,6 +9,7 @@ that specificity is measured on are kept out where prompts are made (`compose.re
 
 from collections.abc import Sequence
 
+from acedit.benchmark.ripple import RippleCase
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Case
 
@@ -17,24 +18,17 @@ class LeakError(RuntimeError):
     """A prompt that makes an edit was seen to be one that scores it."""
 
 
-def starts(cases: Sequence[Case]) -> set[str]:
+def starts(cases: Sequence[Case | RippleCase]) -> set[str]:
     """Entities that the scored questions start from."""
-    return {case.after.facts[0].subject for case in cases}
+    return {case.start for case in cases}
 
 
-def scored_texts(cases: Sequence[Case]) -> set[str]:
-    """Every scored multi-hop question, and every scored wording of an edit, subject filled in."""
-    questions = {question for case in cases for question in case.questions}
-    wordings = {
-        wording.format(edit.subject)
-        for case in cases
-        for edit, several in zip(case.edits, case.paraphrases, strict=True)
-        for wording in several
-    }
-    return questions | wordings
+def scored_texts(cases: Sequence[Case | RippleCase]) -> set[str]:
+    """Every scored question, and every scored wording of an edit, subject filled in."""
+    return {text for case in cases for text in case.scored_texts}
 
 
-def check(prompts: Sequence[Prompt], cases: Sequence[Case]) -> None:
+def check(prompts: Sequence[Prompt], cases: Sequence[Case | RippleCase]) -> None:
     """Raises LeakError for the first prompt that breaks the rule."""
     scored, first = scored_texts(cases), starts(cases)
     for prompt in prompts:

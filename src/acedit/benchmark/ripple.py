@@ -63,6 +63,16 @@ class RippleCase:
     edits: tuple[Edit, ...]
     tests: Mapping[str, tuple[RippleTest, ...]]
 
+    @property
+    def start(self) -> str:
+        """The edited subject: the files do not say where else a question starts."""
+        return self.edits[0].subject
+
+    @property
+    def scored_texts(self) -> set[str]:
+        """Every test's clozes."""
+        return {q.prompt for tests in self.tests.values() for test in tests for q in test.queries}
+
 
 def is_ripple(rows: object) -> bool:
     """Whether parsed JSON is in RippleEdits' form."""
@@ -73,6 +83,14 @@ def is_ripple(rows: object) -> bool:
         and "edit" in rows[0]
         and any(name in rows[0] for name in AXES)
     )
+
+
+def holds_ripples(path: str | Path) -> bool:
+    """Whether a file is in RippleEdits' form; False for one that cannot be read (its own reader says why)."""
+    try:
+        return is_ripple(json.loads(Path(path).read_text("utf-8")))
+    except (OSError, ValueError):
+        return False
 
 
 def read_ripple(path: str | Path) -> list[RippleCase]:

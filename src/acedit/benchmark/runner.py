@@ -27,9 +27,10 @@ import torch
 
 from acedit.attribution.plan import Plan
 from acedit.benchmark.evaluate import PLANNED, edit_cases, shared_plan, size_of
-from acedit.benchmark.faults import Fault, audit, counts, pack, without
+from acedit.benchmark.faults import Fault, audit, contradicting, counts, pack, without
 from acedit.benchmark.leak import LeakError
 from acedit.benchmark.pools import Inline, OnRay, Pool, Processes
+from acedit.benchmark.ripple import RippleCase, RippleScorer
 from acedit.benchmark.score import Asked, Record, Scorer
 from acedit.benchmark.store import Outcome, Store, Unit
 from acedit.editing.methods import Method
@@ -39,6 +40,8 @@ from acedit.knowledge.facts import Case, Fact
 from acedit.lm.model import LanguageModel, load
 
 log = logging.getLogger("acedit")
+
+AnyCase = Case | RippleCase
 
 PROTOCOL = 1  # of what is asked and how it is counted; goes up when a stored answer would be another
 TRIES = 2  # of an item whose worker dies
@@ -57,7 +60,7 @@ class Job:
     cot: bool = True
     threads: int = 1
     known: tuple[Fact, ...] = ()
-    planned: tuple[Case, ...] = ()
+    planned: tuple[AnyCase, ...] = ()
     cache_dir: Path | None = None
 
 
@@ -66,7 +69,7 @@ class Item:
     """A method on a group; one unit, or one for each step of a sequence."""
 
     method: Method
-    cases: tuple[Case, ...]
+    cases: tuple[AnyCase, ...]
     units: tuple[Unit, ...]
     group: int
 
@@ -91,7 +94,7 @@ class Worker:
         self._job, self._lm = job, lm
         self._plan: Plan | None = None
         self._group = -1
-        self._scorer: Scorer | None = None
+        self._scorer: Scorer | RippleScorer | None = None
 
     def run(self, item: Item) -> list[Outcome]:
         """The outcomes of the item's units. Raises LeakError; anything else is an outcome."""
@@ -103,10 +106,16 @@ class Worker:
             said = " ".join(f"{type(error).__name__}: {error}".split())
             return [Outcome(unit.key, error=said) for unit in item.units]
 
-    def _asking(self, item: Item) -> Scorer:
+    def _asking(self, item: Item) -> Scorer | RippleScorer:
         if self._scorer is None or self._group != item.group:
             job = self._job
-            self._scorer = Scorer(self._lm, item.cases, known=job.known, cot=job.cot, seed=job.seed)
+            chains = [case for case in item.cases if isinstance(case, Case)]
+            ripples = [case for case in item.cases if isinstance(case, RippleCase)]
+            self._scorer = (
+                RippleScorer(self._lm, ripples)
+                if ripples
+                else Scorer(self._lm, chains, known=job.known, cot=job.cot, seed=job.seed)
+            )
             self._group = item.group
         return self._scorer
 
@@ -121,7 +130,7 @@ class Worker:
         everyone = range(len(item.cases))
         if item.method.name == "base":
             asked = scorer.before
-            return Outcome(unit.key, tuple(asked), tuple(base_records(asked, item.cases)))
+            return Outcome(unit.key, tuple(asked), tuple(base_records(asked)))
         patch, seconds = edit_cases(
             self._lm,
             item.cases,
@@ -191,7 +200,7 @@ def _spread(n: int) -> list[int]:
     return sorted({n - 1 - i * n // count for i in range(count)})
 
 
-def base_records(asked: Sequence[Asked], cases: Sequence[Case]) -> list[Record]:
+def base_records(asked: Sequence[Asked]) -> list[Record]:
     """What the unedited model knew: `efficacy` is here the recall of single hops under G.2, `direct` and
     `cot` the original questions, against the old answers, over all cases that were asked."""
     names = {"single_hop": "efficacy", "direct": "direct", "cot": "cot"}
@@ -213,16 +222,22 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _case_form(case: Case) -> dict[str, Any]:
-    form = asdict(replace(case, raw={}))
-    del form["raw"]
-    return form
+def _case_form(case: AnyCase) -> dict[str, Any]:
+    """What a case's result depends on: its fields, less the file's own row."""
+    return asdict(replace(case, raw={}) if isinstance(case, Case) else case)
+
+
+def _about(case: AnyCase) -> dict[str, Any]:
+    """What tables say of a case."""
+    if isinstance(case, RippleCase):
+        return {"edits": len(case.edits), "hops": 0, "position": "ripple"}
+    return {"edits": len(case.edits), "hops": len(case.after.facts), "position": case.position}
 
 
 def items_of(
     job: Job,
     fingerprint: str,
-    groups: Sequence[tuple[Case, ...]],
+    groups: Sequence[tuple[AnyCase, ...]],
     methods: Sequence[Method],
     *,
     at_once: int | None,
@@ -258,7 +273,7 @@ def items_of(
 
 def run(
     job: Job,
-    cases: Sequence[Case],
+    cases: Sequence[Case] | Sequence[RippleCase],
     methods: Sequence[Method],
     *,
     folder: str | Path,
@@ -286,16 +301,14 @@ def run(
         )
     report = Report()
     at_once = None if sequence else at_once
-    groups = pack(cases, at_once)
-    report.faults = audit(groups, cases)
+    groups, report.faults = _grouped(cases, at_once, strict=False)
     if report.faults:
         said = ", ".join(f"{n} {kind}" for kind, n in counts(report.faults).items())
         say(f"faults of the cases: {said}" + ("; those cases are left out" if strict else ""))
     if strict:
-        kept = without(cases, report.faults)
-        if not kept:
+        groups, _ = _grouped(cases, at_once, strict=True)
+        if not groups:
             raise UserError("--strict leaves no case: every one has a known fault")
-        groups = pack(kept, at_once)
     if sequence:
         if min(sequence) < 1 or len(groups[0]) < min(sequence):
             raise UserError(f"--sequence {min(sequence)}: there are {len(groups[0])} cases; ask for fewer")
@@ -313,15 +326,7 @@ def run(
                 "model": job.model,
                 "fingerprint": own.fingerprint,
                 "seed": job.seed,
-                "cases": {
-                    case.id: {
-                        "edits": len(case.edits),
-                        "hops": len(case.after.facts),
-                        "position": case.position,
-                    }
-                    for group in groups
-                    for case in group
-                },
+                "cases": {case.id: _about(case) for group in groups for case in group},
                 "faults": [asdict(fault) for fault in report.faults],
                 "strict": strict,
             }
@@ -338,6 +343,18 @@ def run(
         finally:
             pool.close()
     return report
+
+
+def _grouped(
+    cases: Sequence[Case] | Sequence[RippleCase], at_once: int | None, *, strict: bool
+) -> tuple[list[tuple[AnyCase, ...]], list[Fault]]:
+    """The cases in groups and their faults; `strict`: without the cases that have one."""
+    chains = [case for case in cases if isinstance(case, Case)]
+    ripples = [case for case in cases if isinstance(case, RippleCase)]
+    faults = [*audit(pack(chains, at_once), chains), *contradicting(ripples)]
+    if strict:
+        chains, ripples = without(chains, faults), without(ripples, faults)
+    return [*pack(chains, at_once), *pack(ripples, at_once)], faults
 
 
 def _pool(

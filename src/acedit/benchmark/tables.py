@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from acedit.benchmark.ripple import AXES
 from acedit.benchmark.score import Record, summarise
 from acedit.benchmark.store import Outcome, Store, Unit
 from acedit.editing.methods import methods
@@ -239,6 +240,22 @@ def probabilities(rows: Rows) -> Table:
     )
 
 
+def ripple(rows: Rows) -> Table:
+    """RippleEdits' axes."""
+    columns = ("efficacy", *dict.fromkeys(AXES.values()))
+    body = [
+        (method, *(cell(_picked(rows.of(method), [c])) for c in columns))
+        for method in rows.methods
+        if method != "base"
+    ]
+    return Table(
+        "RippleEdits (%): tests whose conditions the unedited model meets",
+        ("editor", *(name.replace("_", " ") for name in columns)),
+        tuple(body),
+        rows.notes,
+    )
+
+
 def costs(rows: Rows) -> Table:
     """What an edit costs: seconds a fact, rank, and norm of the change."""
     body = []
@@ -285,6 +302,8 @@ def all_tables(rows: Rows) -> dict[str, Table]:
     """Every table that the run has rows for, by name, but `costs`."""
     if rows.steps:
         return {"sequence": sequence(rows)}
+    if any(case["position"] == "ripple" for case in rows.cases.values()):
+        return {"ripple": ripple(rows)}
     makers: Sequence[Callable[[Rows], Table]] = (table2, table3, table4, positions, probabilities)
     made = {maker.__name__: maker(rows) for maker in makers}
     return {name: table for name, table in made.items() if table.rows}

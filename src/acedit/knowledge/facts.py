@@ -113,6 +113,21 @@ class Case:
     raw: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
 
     @property
+    def start(self) -> str:
+        """The entity that the scored questions start from."""
+        return self.after.facts[0].subject
+
+    @property
+    def scored_texts(self) -> set[str]:
+        """Every scored multi-hop question, and every scored wording of an edit, subject filled in."""
+        wordings = {
+            wording.format(edit.subject)
+            for edit, several in zip(self.edits, self.paraphrases, strict=True)
+            for wording in several
+        }
+        return {*self.questions, *wordings}
+
+    @property
     def position(self) -> Position:
         """Where the edited facts stand in the chain after the edit."""
         last = len(self.after.facts) - 1
