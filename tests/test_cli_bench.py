@@ -97,8 +97,11 @@ def test_skipped_layers_are_rows_of_their_own(run: Run, folder: Path, tmp_path: 
 
 
 def test_a_sequence_draws_its_curve(run: Run, folder: Path, tmp_path: Path) -> None:
-    code, out, err = run(*bench(folder, "--out", tmp_path / "a", "--sequence", "1,2"))
+    code, out, err = run(
+        *bench(folder, "--out", tmp_path / "a", "--sequence", "1,2", "--json", tmp_path / "a.json")
+    )
     assert code == 0, err
+    assert json.loads((tmp_path / "a.json").read_text())["failed"] == []
     assert "In sequence" in out
     run("bench", "tables", tmp_path / "a", "--out", tmp_path / "t")
     assert (tmp_path / "t" / "degradation.vl.json").exists()

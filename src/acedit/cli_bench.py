@@ -8,13 +8,14 @@ acedit bench export runs/a --out answers.csv
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acedit.cli import Progress, check_outputs, known_dtype, whole, write_result
 from acedit.errors import UserError
+
+CASES = 60  # fresh ones for each number of edits
 
 if TYPE_CHECKING:
     from acedit.benchmark.ripple import RippleCase
@@ -34,7 +35,10 @@ def add_bench(
         "--cases", metavar="FILE", help="MQuAKE's or RippleEdits' file; fresh cases if not given"
     )
     bench.add_argument(
-        "--n", metavar="N", type=whole(1), default=60, help="cases for each number of edits (60)"
+        "--n",
+        metavar="N",
+        type=whole(1),
+        help="fresh cases for each number of edits (60), or the file's first",
     )
     bench.add_argument(
         "--pool", choices=("dev", "test"), default="dev", help="where fresh cases are drawn (dev)"
@@ -42,7 +46,12 @@ def add_bench(
     bench.add_argument(
         "--methods", metavar="M", nargs="+", default=["base", "pmet", "ace"], help="base pmet ace"
     )
-    bench.add_argument("--edits", metavar="K,K", type=_wholes(1, 4), help="cases with so many edits (all)")
+    bench.add_argument(
+        "--edits",
+        metavar="K,K",
+        type=_wholes(1, 4),
+        help="cases with so many edits (a file's all; fresh ones 1)",
+    )
     bench.add_argument(
         "--at-once", metavar="N", type=_at_once, default=1, help="cases edited together, or 'all' (1)"
     )
@@ -103,21 +112,24 @@ def _wholes(low: int, high: int | None = None) -> Any:
 
 def _bench(args: argparse.Namespace) -> None:
     from acedit.benchmark import runner, tables
+    from acedit.benchmark.leak import LeakError
     from acedit.benchmark.store import Store
     from acedit.editing.methods import method
 
     if not args.out:
         raise UserError("--out is missing: name a folder for the run")
     check_outputs(args)
+    if args.sequence and args.at_once != 1:
+        raise UserError("--sequence edits one case after the other: leave out --at-once")
     chosen = []
     for name in args.methods:
-        whole = method(name)
+        plain = method(name)
         if args.cot_prompts and name != "base":
-            whole = whole.with_cot_prompts()
-        chosen += [whole]
+            plain = plain.with_cot_prompts()
+        chosen += [plain]
         if name != "base":
-            chosen += [whole.skipping(query=k) for k in args.skip_query]
-            chosen += [whole.skipping(value=k) for k in args.skip_value]
+            chosen += [plain.skipping(query=k) for k in args.skip_query]
+            chosen += [plain.skipping(value=k) for k in args.skip_value]
     cases, known = _bench_cases(args)
     if args.dtype is not None:
         known_dtype(args.dtype)
@@ -131,7 +143,7 @@ def _bench(args: argparse.Namespace) -> None:
         threads=args.threads,
         known=tuple(known),
     )
-    with _threads(args.threads):
+    try:
         report = runner.run(
             job,
             cases,
@@ -145,6 +157,8 @@ def _bench(args: argparse.Namespace) -> None:
             say=progress.say,
             progress=lambda done, total: progress.count(done, total, "units"),
         )
+    except LeakError as error:
+        raise UserError(f"the run stops, its scores would not be honest: {error}") from error
     rows = tables.load(Store.read(args.out))
     for table in tables.all_tables(rows).values():
         print(f"\n{table.title}\n" + _laid_out(table))
@@ -163,18 +177,6 @@ def _bench(args: argparse.Namespace) -> None:
     )
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCase], list[Fact]]":
     """The cases of a file, or fresh ones of the world for each number of edits; what is known beside them."""
     from acedit.benchmark.ripple import holds_ripples, read_ripple
@@ -182,12 +184,14 @@ def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCas
 
     known = read_facts(args.facts) if args.facts else []
     if args.cases and holds_ripples(args.cases):
-        return read_ripple(args.cases), known
+        if args.edits:
+            raise UserError("--edits is of MQuAKE's cases: RippleEdits' have one edit each; leave it out")
+        return read_ripple(args.cases)[: args.n], known
     if args.cases:
         cases = [case for case in read_cases(args.cases) if not args.edits or len(case.edits) in args.edits]
         if not cases:
             raise UserError(f"{args.cases}: no case has {args.edits} edits; leave out --edits")
-        return cases, known
+        return cases[: args.n], known
     from acedit.report.demo import facts_of
     from acedit.world.cases import make_cases
     from acedit.world.graph import build_world
@@ -195,7 +199,7 @@ def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCas
     world = build_world()
     cases = []
     for k in args.edits or [1]:
-        cases += cases_from(make_cases(world, seed=args.seed, n=args.n, edits=k, pool=args.pool))
+        cases += cases_from(make_cases(world, seed=args.seed, n=args.n or CASES, edits=k, pool=args.pool))
     return cases, known or facts_of(world, [])
 
 
@@ -221,7 +225,8 @@ def _bench_show(args: argparse.Namespace) -> None:
     store = Store.read(args.folder)
     rows = tables.load(store)
     found = {**tables.all_tables(rows), "costs": tables.costs(rows)}
-    best = [m for m in rows.methods if m != "base"]
+    best = [m for m in rows.methods if m != "base" and "-skip-" not in m]
+    best.sort(key=lambda m: m == "ace")
     if len(best) > 1 and not rows.steps:
         against = {f"{best[-1]} - {m}": m for m in best[:-1]}
         found["paired"] = tables.comparison(
@@ -276,13 +281,20 @@ def _bench_compare(args: argparse.Namespace) -> None:
 
     check_outputs(args)
     one, two = (tables.load(Store.read(folder)) for folder in (args.folder, args.other))
+    alike = {
+        id for id, case in one.cases.items() if two.cases.get(id, {}).get("digest") == case.get("digest")
+    }
+    steps = [step for step in one.steps if step in two.steps]
+    step = steps[-1] if steps else None
     shared = [m for m in one.methods if m in two.methods]
-    if not shared:
-        raise UserError(f"{args.folder} and {args.other} share no method; nothing can be compared")
+    if not shared or not alike:
+        raise UserError(
+            f"{args.folder} and {args.other} share no method, or no case; nothing can be compared"
+        )
     table = tables.comparison(
         f"{args.folder} less {args.other} (% points)",
-        {m: one.of(m) for m in shared},
-        {m: two.of(m) for m in shared},
+        {m: [r for r in one.of(m, step) if r.case in alike] for m in shared},
+        {m: [r for r in two.of(m, step) if r.case in alike] for m in shared},
     )
     print(table.title + "\n" + _laid_out(table))
     write_result(

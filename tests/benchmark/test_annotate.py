@@ -68,7 +68,7 @@ def test_a_busy_server_and_a_careless_answer_are_asked_again(server: HTTPServer,
     ask = against(server, 429, 503, "Well, it is about sport.", "Sports|Team")
     labels = annotate(["Which {team}?"], ask, keep=tmp_path / "l.jsonl", pause=waits.append)
     assert labels == {"Which {team}?": Label("Sports", "Team")}
-    assert waits == [2.0, 4.0, 8.0]
+    assert waits == [2.0, 4.0], "a careless answer needs no pause"
     path, key, body = server.seen[0]  # type: ignore[attr-defined]
     assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer k", "m", 0)
     assert body["messages"][0]["content"] == ANNOTATION_PROMPT.replace("{question}", "Which {team}?")

@@ -113,6 +113,12 @@ def test_a_changed_setting_reuses_nothing(job: Job, cases: list[Case]) -> None:
     others = [
         keys(runner.replace(job, seed=1)),
         keys(runner.replace(job, cot=True)),
+        keys(runner.replace(job, threads=2)),
+        {
+            u.key
+            for i in items_of(job, "f", [tuple(cases[:1])], METHODS, at_once=None, steps=[1])
+            for u in i.units
+        },
         keys(runner.replace(job, known=job.known[:-1])),
         {u.key for i in items_of(job, "g", [tuple(cases[:1])], METHODS, at_once=1) for u in i.units},
         {u.key for i in items_of(job, "f", [tuple(cases[1:2])], METHODS, at_once=1) for u in i.units},

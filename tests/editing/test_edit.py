@@ -181,16 +181,24 @@ def test_skipped_layers_are_the_most_important_ones(tmp_path: Path) -> None:
     assert layers(short("ace-closed").skipping(query=1)) == {1, 2}
     with pytest.raises(UserError, match="leaves out every layer"):
         layers(method("memit").skipping(query=1))
+    with pytest.raises(UserError, match="leaves out every layer"):
+        layers(short("ft").skipping(query=1))
+    with pytest.raises(UserError, match="no layers of its own"):
+        method("kn").skipping(query=1)
 
 
 def test_primed_prompts_need_room_for_the_shots(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shots of G\.1"):
         edit(tiny_lm("qwen3"), EDITS, known=KNOWN, method=method("memit").with_cot_prompts(), plan=PLAN)
     lm = tiny_lm("qwen3", max_position_embeddings=2048)
-    plain = edit(lm, EDITS, known=KNOWN, method=short("lora"), cache_dir=tmp_path)
-    primed = edit(lm, EDITS, known=KNOWN, method=short("lora").with_cot_prompts(), cache_dir=tmp_path)
-    assert primed.method == "lora-cot"
-    assert primed.id != plain.id
+    for name in ("lora", "memit"):
+        plain = edit(lm, EDITS, known=KNOWN, method=short(name), plan=PLAN, cache_dir=tmp_path)
+        primed = edit(
+            lm, EDITS, known=KNOWN, method=short(name).with_cot_prompts(), plan=PLAN, cache_dir=tmp_path
+        )
+        assert primed.method == f"{name}-cot"
+        pairs = zip(plain.updates, primed.updates, strict=True)
+        assert any(not torch.allclose(a.delta(), b.delta()) for a, b in pairs), name
 
 
 def test_held_prompts_take_the_models_own_answers(tmp_path: Path) -> None:

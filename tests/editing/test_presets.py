@@ -23,6 +23,8 @@ def test_a_preset_sets_layers_and_lambda() -> None:
     plan, chosen = preset("gpt-j").fitted(lm, method("ace-paper"))
     assert plan.checked(28).value_layers == (25, 26, 27)
     assert chosen.lam == pytest.approx(6000 / 16384)
+    with pytest.raises(UserError, match="takes no layers"):
+        preset("gpt-j").fitted(lm, method("ace"))
 
 
 def test_an_unknown_preset_is_one_line() -> None:

@@ -167,9 +167,14 @@ def test_a_shared_prefix_is_run_once_and_changes_nothing(lm: LanguageModel) -> N
     if shared is not None:
         assert len(shared.ids) > 32
         assert shared.cache.get_seq_length() == len(shared.ids)
-    alone = [lm.generate([text], max_new_tokens=12, stop=())[0] for text in texts]
-    assert lm.generate(texts, max_new_tokens=12, stop=()) == alone
-    assert lm.generate(texts, max_new_tokens=12, stop=(), batch_size=2) == alone
+    whole = [lm.generate([text], max_new_tokens=30, stop=())[0] for text in texts]
+    # A stop that ends one row early and leaves another to its end: rows are let go on the way.
+    stop = (whole[0][6:8] or "x",)
+    alone = [lm.generate([text], max_new_tokens=30, stop=stop)[0] for text in texts]
+    assert len(alone[0]) < len(whole[0]) or not whole[0]
+    assert lm.generate(texts, max_new_tokens=30, stop=()) == whole
+    assert lm.generate(texts, max_new_tokens=30, stop=stop) == alone
+    assert lm.generate(texts, max_new_tokens=30, stop=stop, batch_size=2) == alone
 
 
 def test_generation_stops_before_a_stop_string() -> None:

@@ -52,11 +52,13 @@ class Label:
 class Annotator:
     """A name that labels are kept under, and a function from a prompt to a text.
 
-    The function raises `Busy` where asking again may help, and UserError where it will not.
+    The function raises `Busy` where asking again may help, and UserError where it will not. tries: how often
+    a prompt is asked; once where the same prompt gets the same answer.
     """
 
     name: str
     ask: Callable[[str], str]
+    tries: int = TRIES
 
 
 class Busy(RuntimeError):
@@ -76,6 +78,8 @@ def openai(model: str, *, base: str | None = None, key: str | None = None) -> An
     """A model behind OpenAI's chat completions, at temperature 0. Raises UserError without a key."""
     base = (base or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").rstrip("/")
     key = key or os.environ.get("OPENAI_API_KEY")
+    if not base.startswith(("http://", "https://")):
+        raise UserError(f"OPENAI_BASE_URL {base!r} is no address; start it with http:// or https://")
     if not key:
         raise UserError("the annotator needs a key: set OPENAI_API_KEY (any text for a server without keys)")
 
@@ -108,7 +112,9 @@ def openai(model: str, *, base: str | None = None, key: str | None = None) -> An
 def hf(lm: LanguageModel) -> Annotator:
     """A loaded model, greedy, its first line."""
     return Annotator(
-        f"hf:{lm.fingerprint}", lambda prompt: lm.generate([prompt], max_new_tokens=24, stop=("\n",))[0]
+        f"hf:{lm.fingerprint}",
+        lambda prompt: lm.generate([prompt], max_new_tokens=24, stop=("\n",))[0],
+        tries=1,
     )
 
 
@@ -141,8 +147,8 @@ def annotate(
 
 def _asked(annotator: Annotator, prompt: str, pause: Callable[[float], None]) -> Label | None:
     busy: Busy | None = None
-    for attempt in range(TRIES):
-        if attempt:
+    for attempt in range(annotator.tries):
+        if busy is not None:
             pause(min(30.0, 2.0**attempt))
         try:
             label = parse(annotator.ask(prompt))

@@ -123,21 +123,26 @@ def edit_cases(
     plan: Plan | None = None,
     seed: int = 0,
     text: Sequence[str] | None = None,
+    scored: Sequence[Case | RippleCase] | None = None,
     cache_dir: Path | None = None,
 ) -> tuple[Patch, float]:
-    """All edits of `cases` in one patch, under the leak rule, and the seconds it took."""
+    """All edits of `cases` in one patch, under the leak rule, and the seconds it took.
+
+    scored: the cases that will be asked while the patch is on, if more than `cases`.
+    """
+    scored = cases if scored is None else scored
     began = perf_counter()
     patch = edit(
         lm,
         merged_edits(cases),
         known=known,
         method=method,
-        exclude=starts(cases),
+        exclude=starts(scored),
         plan=plan,
         seed=seed,
         text=text,
         cache_dir=cache_dir,
-        watch=lambda prompts: check(prompts, cases),
+        watch=lambda prompts: check(prompts, scored),
     )
     return patch, perf_counter() - began
 

@@ -9,6 +9,7 @@ Whoever drives a pool gives each worker one item at a time. What an item raises 
 Footgun: `make` goes to other processes, so it and the items must pickle; nothing of it is kept on disk.
 """
 
+import logging
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
@@ -107,6 +108,8 @@ class Processes(Generic[I, O]):
 
 def _serve(make: Callable[[], Does[Any, Any]], pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    logging.getLogger("acedit").addHandler(logging.NullHandler())  # and speaks for us
+    logging.getLogger("acedit").propagate = False
     worker: Does[Any, Any] | None = None
     while True:
         try:
@@ -156,11 +159,11 @@ class OnRay(Generic[I, O]):
         worker = self._busy.pop(ready)
         try:
             result: O = self._ray.get(ready)
-        except self._ray.exceptions.RayActorError:
-            self._actors[worker] = self._actor()
-            return worker, None
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause if error.cause is not None else error from None
+        except self._ray.exceptions.RayError:
+            self._actors[worker] = self._actor()
+            return worker, None
         return worker, result
 
     def pids(self) -> Sequence[int]:
@@ -176,9 +179,12 @@ class _Actor:
     """A worker on Ray, made where it runs."""
 
     def __init__(self, make: Callable[[], Does[Any, Any]]) -> None:
-        self._worker = make()
+        self._make = make
+        self._worker: Does[Any, Any] | None = None
 
     def run(self, item: Any) -> Any:
+        # Made here, so that what making it raises comes out as an item's error would.
+        self._worker = self._worker or self._make()
         return self._worker.run(item)
 
     def pid(self) -> int:

@@ -214,10 +214,10 @@ class RippleScorer:
             for query in test.conditions
         ]
         self.before = self._ask("condition", conditions)
-        right = {(a.case, a.prompt): a.right for a in self.before}
+        said = {a.prompt: a.said for a in self.before}
         self._met = {
             case.id: {
-                axis: [t for t in tests if all(right[case.id, q.prompt] for q in t.conditions)]
+                axis: [t for t in tests if all(matches(said[q.prompt], q.answers) for q in t.conditions)]
                 for axis, tests in case.tests.items()
             }
             for case in cases
@@ -261,12 +261,13 @@ class RippleScorer:
             for a in asked
             if a.metric == "efficacy"
         ]
-        marks: dict[tuple[str, str], dict[str, bool]] = defaultdict(dict)
+        # By what was said: two tests may want different answers to one prompt.
+        marks: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         for a in asked:
-            marks[a.metric, a.case][a.prompt] = a.right
-        for (axis, id), right in marks.items():
+            marks[a.metric, a.case][a.prompt] = a.said
+        for (axis, id), said in marks.items():
             for test in self._met.get(id, {}).get(axis, ()):
-                each = [right[query.prompt] for query in test.queries]
+                each = [matches(said[query.prompt], query.answers) for query in test.queries]
                 passed = all(each) if test.all else any(each)
                 records.append(Record(axis, id, float(passed), sum(each) / len(each)))
         return records

@@ -16,8 +16,8 @@ import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from acedit import __version__
 from acedit.attribution.plan import Plan
 from acedit.benchmark.evaluate import PLANNED, edit_cases, shared_plan, size_of
 from acedit.benchmark.faults import Fault, audit, contradicting, counts, pack, without
@@ -156,7 +157,12 @@ class Worker:
 
     def _sequence(self, item: Item) -> list[Outcome]:
         scorer, plan = self._asking(item), self._planned(item.method)
-        text = belief_texts(self._job.known) or None
+        # One text for all steps: what it gives is kept, and is of the unedited model.
+        text = belief_texts(self._job.known) or [
+            f"{edit.prompt.format(edit.subject)} {edit.old or edit.target}."
+            for case in item.cases
+            for edit in case.edits
+        ]
         by_step = {unit.step: unit for unit in item.units}
         known = {fact.key: fact for fact in self._job.known}
         outcomes = []
@@ -171,6 +177,7 @@ class Worker:
                     plan=plan,
                     seed=self._job.seed,
                     text=text,
+                    scored=item.cases,
                     cache_dir=self._job.cache_dir,
                 )
                 on.enter_context(patch.applied(self._lm))
@@ -202,7 +209,8 @@ def _spread(n: int) -> list[int]:
 
 def base_records(asked: Sequence[Asked]) -> list[Record]:
     """What the unedited model knew: `efficacy` is here the recall of single hops under G.2, `direct` and
-    `cot` the original questions, against the old answers, over all cases that were asked."""
+    `cot` the original questions against the old answers, over the cases that were asked (those whose hops it
+    recalls in some form), `subset` over those whose hops it recalls under G.2."""
     names = {"single_hop": "efficacy", "direct": "direct", "cot": "cot"}
     marks: dict[tuple[str, str], list[float]] = defaultdict(list)
     for a in asked:
@@ -213,12 +221,13 @@ def base_records(asked: Sequence[Asked]) -> list[Record]:
         right = sum(each) / len(each) if metric == "efficacy" else max(each)
         records.append(Record(metric, case, right, sum(each) / len(each)))
         if metric == "cot":
-            records.append(Record("subset", case, right, sum(each) / len(each)))
+            recalled = min(marks.get(("efficacy", case), [0.0])) == 1.0
+            records.append(Record("subset", case, right, sum(each) / len(each), recalled))
     return records
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -229,9 +238,10 @@ def _case_form(case: AnyCase) -> dict[str, Any]:
 
 def _about(case: AnyCase) -> dict[str, Any]:
     """What tables say of a case."""
+    about = {"edits": len(case.edits), "digest": _digest(_case_form(case))[:16]}
     if isinstance(case, RippleCase):
-        return {"edits": len(case.edits), "hops": 0, "position": "ripple"}
-    return {"edits": len(case.edits), "hops": len(case.after.facts), "position": case.position}
+        return {**about, "hops": 0, "position": "ripple"}
+    return {**about, "hops": len(case.after.facts), "position": case.position}
 
 
 def items_of(
@@ -251,7 +261,8 @@ def items_of(
         forms = [_case_form(case) for case in group]
         for method in methods:
             depends = {
-                "schema": PROTOCOL, "model": fingerprint, "method": asdict(method), "cases": forms,
+                "protocol": PROTOCOL, "version": __version__, "model": fingerprint,
+                "method": asdict(method), "cases": forms,
                 "known": known, "seed": job.seed, "cot": job.cot, "threads": job.threads,
                 "plan": planned if method.planned else None,
             }  # fmt: skip
@@ -299,6 +310,8 @@ def run(
         raise UserError(
             f"{len(twice)} case ids stand for several cases, {twice[0]!r} among them; number them"
         )
+    if len({method.name for method in methods}) < len(methods):
+        raise UserError("a method is named twice; name each once")
     report = Report()
     at_once = None if sequence else at_once
     groups, report.faults = _grouped(cases, at_once, strict=False)
@@ -309,16 +322,22 @@ def run(
         groups, _ = _grouped(cases, at_once, strict=True)
         if not groups:
             raise UserError("--strict leaves no case: every one has a known fault")
+    if not groups:
+        raise UserError("no case can be edited: each contradicts itself; see the faults")
     if sequence:
-        if min(sequence) < 1 or len(groups[0]) < min(sequence):
-            raise UserError(f"--sequence {min(sequence)}: there are {len(groups[0])} cases; ask for fewer")
+        if min(sequence) < 1 or len(groups[0]) < max(sequence):
+            raise UserError(
+                f"--sequence {max(sequence)}: there are {len(groups[0])} cases that do not contradict; "
+                "ask for fewer"
+            )
         groups = groups[:1]
     first = [case for group in groups for case in group][:PLANNED]
     job = replace(job, planned=tuple(first))
-    with Store.open(folder) as store:
+    with Store.open(folder) as store, _threads(job.threads):
         say("loading the model")
         own = lm or load(job.model, dtype=job.dtype, device_map=job.device_map)
-        items = items_of(job, own.fingerprint, groups, methods, at_once=at_once, steps=sorted(set(sequence)))
+        model = f"{own.fingerprint}/{own.device.type}"
+        items = items_of(job, model, groups, methods, at_once=at_once, steps=sorted(set(sequence)))
         store.set_meta(
             {
                 "plan": [unit.key for item in items for unit in item.units],
@@ -345,6 +364,16 @@ def run(
     return report
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _grouped(
     cases: Sequence[Case] | Sequence[RippleCase], at_once: int | None, *, strict: bool
 ) -> tuple[list[tuple[AnyCase, ...]], list[Fault]]:
@@ -352,8 +381,13 @@ def _grouped(
     chains = [case for case in cases if isinstance(case, Case)]
     ripples = [case for case in cases if isinstance(case, RippleCase)]
     faults = [*audit(pack(chains, at_once), chains), *contradicting(ripples)]
-    if strict:
-        chains, ripples = without(chains, faults), without(ripples, faults)
+    while strict:
+        # Packed anew, cases have other neighbours, so they are looked at again.
+        found = [*audit(pack(chains, at_once), chains), *contradicting(ripples)]
+        bad = [f for f in found if at_once is None or f.kind != "contradicting" or f.other == f.case]
+        if not bad:
+            break
+        chains, ripples = without(chains, bad), without(ripples, bad)
     return [*pack(chains, at_once), *pack(ripples, at_once)], faults
 
 

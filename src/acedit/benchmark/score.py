@@ -170,7 +170,10 @@ class Scorer:
             stop=COT_STOP,
             batch_size=self._batch,
         )
-        return [self._asked(p, said, parse_cot_answer(said)) for p, said in zip(probes, texts, strict=True)]
+        return [
+            self._asked(replace(p, prompt=cot_prompt(p.prompt)), said, parse_cot_answer(said))
+            for p, said in zip(probes, texts, strict=True)
+        ]
 
     def _asked(self, probe: _Probe, said: str, answer: str) -> Asked:
         id = self._cases[probe.case].id

@@ -93,6 +93,8 @@ class Store:
             with _speaking(at):
                 lock.execute("BEGIN EXCLUSIVE")
             with _speaking(at / FILE):
+                if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+                    cls(at / FILE, db)._check()
                 db.execute("PRAGMA journal_mode=WAL")
                 db.execute("PRAGMA synchronous=NORMAL")
                 db.executescript(_TABLES)
@@ -124,7 +126,8 @@ class Store:
 
     def meta(self, name: str) -> Any:
         """A setting of the run, None where it is not set."""
-        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        with _speaking(self.path):
+            row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def set_meta(self, values: Mapping[str, Any]) -> None:
@@ -181,35 +184,38 @@ class Store:
 
     def units(self) -> list[tuple[Unit, Outcome]]:
         """The units of the plan that were tried, in its order, without their answers."""
-        rows = {row[0]: row for row in self._db.execute("SELECT * FROM units")}
+        with _speaking(self.path):
+            rows = {row[0]: row for row in self._db.execute("SELECT * FROM units")}
         found = []
         for key in self.plan():
             if key in rows:
                 _, method, at_once, step, cases, error, facts, seconds, rank, norm = rows[key]
                 unit = Unit(key, method, tuple(json.loads(cases)), at_once, step)
-                outcome = Outcome(
-                    key, error=error, facts=facts, seconds=seconds, rank=rank, norm=norm, records=()
-                )
+                norm = float("nan") if norm is None else norm  # SQLite has no NaN
+                outcome = Outcome(key, error=error, facts=facts, seconds=seconds, rank=rank, norm=norm)
                 found.append((unit, outcome))
         return found
 
     def records(self, keys: Sequence[str]) -> list[Record]:
         """The records of units, in order."""
         found = []
-        for key in keys:
-            rows = self._db.execute(
-                "SELECT metric, case_id, right, mean, passed FROM records WHERE unit = ? ORDER BY n", (key,)
-            )
-            found += [
-                Record(metric, case, right, mean, bool(passed)) for metric, case, right, mean, passed in rows
-            ]
+        with _speaking(self.path):
+            for key in keys:
+                rows = self._db.execute(
+                    "SELECT metric, case_id, right, mean, passed FROM records WHERE unit = ? ORDER BY n",
+                    (key,),
+                )
+                found += [
+                    Record(metric, case, right, mean, bool(ok)) for metric, case, right, mean, ok in rows
+                ]
         return found
 
     def asked(self, key: str) -> list[Asked]:
         """Every prompt of a unit and what was said."""
-        rows = self._db.execute(
-            "SELECT metric, case_id, prompt, said, right FROM asked WHERE unit = ? ORDER BY n", (key,)
-        )
+        with _speaking(self.path):
+            rows = self._db.execute(
+                "SELECT metric, case_id, prompt, said, right FROM asked WHERE unit = ? ORDER BY n", (key,)
+            ).fetchall()
         return [Asked(metric, case, prompt, said, bool(right)) for metric, case, prompt, said, right in rows]
 
     def close(self) -> None:

@@ -5,8 +5,8 @@
 
 Table 2 is accuracy under the few-shot chain-of-thought prompt over the paper's subset (B.1), by number of
 edits; its average is over all cases, not over the columns (the paper's is not its columns' mean either).
-Table 3's specificity is over the same subject's and the same relation's other facts. Every cell of ours
-carries its 95% interval and n. Values of the paper are as it prints them (GPT-J / Qwen3-8B).
+Table 3's specificity is over the same subject's and the same relation's other facts. Every share of
+ours carries its 95% interval and n. Values of the paper are as it prints them (GPT-J / Qwen3-8B).
 
 Footgun: seconds are in `costs` alone; all other tables of a run are the same however often it was killed.
 """

@@ -151,6 +151,10 @@ def _layers(stage: Stage, plan: Plan | None, chosen: Method) -> tuple[int, ...]:
 def _skipped(layers: Sequence[int], plan: Plan, chosen: Method, where: str) -> tuple[int, ...]:
     """`layers` without those that `skip_query` or `skip_value` leaves out, the most important first."""
     count: int = getattr(chosen, f"skip_{where}")
+    if count and where not in plan.scores:
+        raise UserError(
+            "layers can be left out by importance only where they were ranked: leave --preset out"
+        )
     most = sorted(layers, key=lambda layer: -plan.scores[where][layer])[:count] if count else []
     return tuple(layer for layer in layers if layer not in most)
 
@@ -170,12 +174,12 @@ def _write(
     prompts = _own_answers(lm, prompts)
     replay = split(lm, [p for p in prompts if p.kind in KEPT], rows=512, spread=1.5)
     single = [p for p in prompts if p.kind not in KEPT]
+    primed = _primed(lm, single) if chosen.primed else []
     if not chosen.wordings:
         single = [p for p in single if p.kind != "single" or p.template == edits[p.edit].prompt]
     if chosen.prefixes:
         single = _prefixed(lm, single, chosen.prefixes, seed)
-    if chosen.primed:
-        single = [*single, *_primed(lm, single)]
+    single += primed
     if chosen.writer:
         made: list[Update] = import_module(chosen.writer).write(lm, edits, single)
         return made
@@ -186,7 +190,7 @@ def _write(
             kept = [set(_skipped(touched, plan, chosen, where)) for where in ("query", "value")]
             touched = sorted(set.intersection(*kept))
     elif chosen.layers == "query" and plan is not None:
-        touched = [plan.query_layers[-1]]
+        touched = list(_skipped(plan.query_layers, plan, chosen, "query")[-1:])
     if not touched and (chosen.stages or chosen.polish):
         raise UserError(f"method {chosen.name!r} leaves out every layer it writes; skip fewer")
     groups = [single]

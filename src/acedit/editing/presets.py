@@ -31,7 +31,12 @@ class Preset:
     notes: tuple[str, ...]
 
     def fitted(self, lm: LanguageModel, method: Method) -> tuple[Plan, Method]:
-        """The plan, and `method` with the published λ. Raises UserError for a model of another shape."""
+        """The plan, and `method` with the published λ. Raises UserError for a model of another shape,
+        or a method without planned layers."""
+        if not method.planned:
+            raise UserError(
+                f"method {method.name!r} takes no layers from a preset; try ace-paper, memit or pmet"
+            )
         if (lm.n_layers, lm.n_neurons) != (self.n_layers, self.n_neurons):
             raise UserError(
                 f"preset {self.name!r} is for {self.n_layers} layers of {self.n_neurons} neurons, this model "

@@ -3,7 +3,8 @@
 A neuron's attribution is the integral of dP(o)/dm_k as its layer's coefficients grow from zero to what
 they are (section 3.2), at the prompt's last token. Of each prompt the neurons above 0.2 of the largest
 are kept, then those that 0.7 of the fact's prompts share (3.3). Their subvalues lose the unembedding of
-the old object and gain the new one's, λ1 = 1 and λ2 = 8 (section 4.4's rewriting of value slots).
+the old object and gain the new one's, λ1 = 1 and λ2 = 8 (section 4.4's rewriting of value slots), each in the
+direction its neuron fires.
 
 Where no neuron is shared so widely, the share is halved until some is.
 """
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from acedit.attribution.layers import signs
 from acedit.editing.batch import Batch, split
 from acedit.editing.keys import keys_at
 from acedit.editing.methods.method import Method
@@ -47,9 +49,11 @@ def write(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -
         old = edit.old or lm.generate([rows[0].text], max_new_tokens=8)[0].strip() or edit.target
         asked = [Prompt(p.template, p.subject, old, p.kind, i) for p in rows]
         move = NEW * _direction(lm, edit.target) - OLD * _direction(lm, old)
+        # In gated FFNs a coefficient may be negative: its subvalue then moves the other way.
+        fires = signs(lm, [p.text for p in asked]).to(lm.device)
         for layer, neurons in _knowledge_neurons(lm, asked).items():
             pick = torch.zeros(1, lm.n_neurons, device=lm.device)
-            pick[0, neurons] = 1.0
+            pick[0, neurons] = fires[layer, neurons].float()
             left.setdefault(layer, []).append(move[:, None])
             right.setdefault(layer, []).append(pick)
     return [Update(layer, torch.cat(left[layer], 1), torch.cat(right[layer])) for layer in sorted(left)]

@@ -5,6 +5,7 @@ from typing import Literal
 
 from acedit.editing.polish import Polish
 from acedit.editing.stages import Stage
+from acedit.errors import UserError
 from acedit.knowledge.compose import Amounts, Kind
 
 Form = Literal["ridge", "equality", "null"]
@@ -60,10 +61,15 @@ class Method:
         return replace(self, name=f"{self.name}-cot", summary=f"{self.summary}; primed prompts", primed=True)
 
     def skipping(self, *, query: int = 0, value: int = 0) -> "Method":
-        """This method without its most important layers, under a name that says so (Table 4)."""
+        """This method without its most important layers, under a name that says so (Table 4).
+
+        Raises UserError for a method that has none of its own.
+        """
         said = [f"{kind}{n}" for kind, n in (("q", query), ("v", value)) if n]
         if not said:
             return self
+        if self.writer:
+            raise UserError(f"method {self.name!r} has no layers of its own to leave out")
         return replace(
             self,
             name=f"{self.name}-skip-{'-'.join(said)}",

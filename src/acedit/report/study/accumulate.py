@@ -18,7 +18,8 @@ LEADING = 10  # of those that query neurons are held against
 def run(setting: Setting) -> Result:
     """By layer: summed query score (Eq. 10), and how many of each question's top value neurons stand there.
 
-    The lag is the shift of the value counts against the query curve at which they correlate most.
+    The lag is the shift of the value counts against the query curve at which they correlate most. Part of it
+    is built in: Eq. 10 scores a neuron only against value neurons above it.
     """
     lm, atlas = setting.lm, build_atlas(setting.lm)
     questions = spaced(setting.questions, MOST)
@@ -68,10 +69,12 @@ def run(setting: Setting) -> Result:
 
 
 def lag_correlations(query: Tensor, counts: Tensor) -> dict[int, float]:
-    """Correlation of query score at layer l with value counts at l + lag, lags to half the depth."""
+    """Correlation of query score at layer l with value counts at l + lag, to half the depth either way."""
     found = {}
-    for lag in range(max(1, len(query) // 2)):
-        pair = torch.stack([query[: len(query) - lag], counts[lag:]]).double()
+    most = max(1, len(query) // 2)
+    for lag in range(1 - most, most):
+        first, then = (query, counts) if lag >= 0 else (counts, query)
+        pair = torch.stack([first[: len(query) - abs(lag)], then[abs(lag) :]]).double()
         value = float(torch.corrcoef(pair)[0, 1])
         found[lag] = value if value == value else 0.0  # a flat curve correlates with nothing
     return found

@@ -28,7 +28,6 @@ def run(setting: Setting) -> Result:
     lm, atlas = setting.lm, build_atlas(setting.lm)
     questions = spaced(setting.questions, MOST)
     setting.say(f"neurons that spell the answers of {len(questions)} questions")
-    sign = signs(lm, [q.prompt for q in questions])
     every = certified_top(
         lm,
         [q.prompt for q in questions],
@@ -39,6 +38,7 @@ def run(setting: Setting) -> Result:
     )
     rows: list[dict[str, Any]] = []
     for question, (best,) in zip(questions, every, strict=True):
+        sign = signs(lm, [question.prompt])
         spelling, others = _sorted(lm, atlas, sign, question, best.neurons)
         chance = {"intact": _chance(lm, question, ())}
         chance["spelling"] = _chance(lm, question, spelling)
