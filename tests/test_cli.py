@@ -501,7 +501,7 @@ def test_disk_full_while_json_is_written(
     fails: Callable[..., str], patch_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = written(tmp_path / "show.json", "old")
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     assert "No space left" in fails("patch", "show", patch_dir, "--json", out)
     assert out.read_text("utf-8") == "old"
 

@@ -29,7 +29,7 @@ def test_what_has_no_json_form_is_refused() -> None:
         plain(object())
 
 
-@pytest.mark.parametrize("call", ["write_text", "replace"])
+@pytest.mark.parametrize("call", ["write_bytes", "replace"])
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     path = tmp_path / "x.txt"
     path.write_text("old", "utf-8")
