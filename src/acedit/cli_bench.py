@@ -160,7 +160,8 @@ def _bench(args: argparse.Namespace) -> None:
     except LeakError as error:
         raise UserError(f"the run stops, its scores would not be honest: {error}") from error
     rows = tables.load(Store.read(args.out))
-    for table in tables.all_tables(rows).values():
+    found = tables.all_tables(rows)
+    for table in found.values():
         print(f"\n{table.title}\n" + _laid_out(table))
     print(f"\n{report.made} units made, {report.kept} found made, {len(report.failed)} failed; in {args.out}")
     write_result(
@@ -173,22 +174,25 @@ def _bench(args: argparse.Namespace) -> None:
         kept=report.kept,
         failed=[{"method": u.method, "cases": list(u.cases), "error": e} for u, e in report.failed],
         faults=[vars(fault) for fault in report.faults],
-        tables=_table_rows(tables.all_tables(rows)),
+        tables=_table_rows(found),
     )
 
 
 def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCase], list[Fact]]":
     """The cases of a file, or fresh ones of the world for each number of edits; what is known beside them."""
-    from acedit.benchmark.ripple import holds_ripples, read_ripple
-    from acedit.knowledge.facts import cases_from, read_cases, read_facts
+    from acedit.benchmark.ripple import is_ripple, ripple_cases
+    from acedit.knowledge.facts import cases_from, cases_in, read_facts, read_rows
 
     known = read_facts(args.facts) if args.facts else []
-    if args.cases and holds_ripples(args.cases):
-        if args.edits:
-            raise UserError("--edits is of MQuAKE's cases: RippleEdits' have one edit each; leave it out")
-        return read_ripple(args.cases)[: args.n], known
     if args.cases:
-        cases = [case for case in read_cases(args.cases) if not args.edits or len(case.edits) in args.edits]
+        items = read_rows(args.cases)
+        if is_ripple(items):
+            if args.edits:
+                raise UserError("--edits is of MQuAKE's cases: RippleEdits' have one edit each; leave it out")
+            return ripple_cases(args.cases, items)[: args.n], known
+        cases = [
+            case for case in cases_in(args.cases, items) if not args.edits or len(case.edits) in args.edits
+        ]
         if not cases:
             raise UserError(f"{args.cases}: no case has {args.edits} edits; leave out --edits")
         return cases[: args.n], known

@@ -4,7 +4,7 @@ table = measure(lm, edits, prompts)
 table.value, table.query, table.reach       # one figure a layer
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from acedit.attribution.atlas import build_atlas
-from acedit.attribution.certified import certified_layer_sums, certified_top
-from acedit.attribution.query import query_scores
+from acedit.attribution.atlas import Atlas, build_atlas
+from acedit.attribution.certified import Certified, certified_layer_sums, certified_top
+from acedit.attribution.query import QueryScores, query_scores
 from acedit.attribution.value import Neuron, log_increase, top_neurons
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit
 from acedit.lm.model import LanguageModel
-from acedit.lm.trace import trace
+from acedit.lm.trace import Trace, trace
 
 T = TypeVar("T")
 TOLERANCE = 0.01  # nats a prompt; how well a layer's sum is known
@@ -51,6 +51,23 @@ def old_answers(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prom
     return [edits[p.edit].old or said[p].strip(" .") or edits[p.edit].target for p in prompts]
 
 
+def value_and_query(
+    lm: LanguageModel,
+    texts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    k: int,
+    atlas: Atlas,
+    leading: int | None = None,
+) -> Iterator[tuple[Certified, QueryScores]]:
+    """Of each prompt its k best value neurons (or all there are), and query scores against the `leading`
+    of them (default all)."""
+    k = min(k, lm.n_layers * lm.n_neurons)
+    found = certified_top(lm, texts, answers, k=k, scope="model", atlas=atlas)
+    for text, (best,) in zip(texts, found, strict=True):
+        yield best, query_scores(lm, text, best.neurons[:leading])
+
+
 def measure(
     lm: LanguageModel,
     edits: Sequence[Edit],
@@ -76,11 +93,8 @@ def measure(
     wished = min(top, lm.n_layers * lm.n_neurons)
     ((value,),) = certified_top(lm, texts, answers, k=wished, scope="model", atlas=atlas, together=True)
     query = torch.zeros(lm.n_layers, lm.n_neurons, device=lm.device)
-    wished = min(top_k, lm.n_layers * lm.n_neurons)
-    for text, (best,) in zip(
-        texts, certified_top(lm, texts, answers, k=wished, scope="model", atlas=atlas), strict=True
-    ):
-        query += query_scores(lm, text, best.neurons).neurons.to(query)
+    for _, scores in value_and_query(lm, texts, answers, k=top_k, atlas=atlas):
+        query += scores.neurons.to(query)
     ffn_vector, attention_vector = _vector_scores(lm, texts, answers)
     return LayerTable(
         value=tuple(each.value / n for each in sums),
@@ -95,18 +109,25 @@ def measure(
 
 @torch.no_grad()
 def token_scores(
-    lm: LanguageModel, prompt: str, answer: str
+    lm: LanguageModel, t: Trace, answer: str
 ) -> tuple[Float[Tensor, "layers seq"], Float[Tensor, "layers seq"]]:
-    """Eq. 9 of each layer's whole FFN and attention vector at every token of `prompt`, nats."""
-    t = trace(lm, [prompt])
+    """Eq. 9 of each layer's whole FFN and attention vector at every token of a traced prompt, nats."""
     token, length = lm.token_ids(answer)[0], int(t.encoded.lengths[0])
-    ffn, attention = torch.zeros(lm.n_layers, length), torch.zeros(lm.n_layers, length)
-    for at in range(length):
-        final = t.residual[-1, 0, at]
-        for layer in range(lm.n_layers):
-            below, read, wrote = t.residual[layer, 0, at], t.attention[layer, 0, at], t.ffn[layer, 0, at]
-            attention[layer, at] = float(log_increase(lm, below, read[None], final, token))
-            ffn[layer, at] = float(log_increase(lm, below + read, wrote[None], final, token))
+    each = [_vectors_at(lm, t, 0, at, token) for at in range(length)]
+    ffn, attention = zip(*each, strict=True)
+    return torch.tensor(ffn).T, torch.tensor(attention).T
+
+
+def _vectors_at(
+    lm: LanguageModel, t: Trace, row: int, at: int, token: int
+) -> tuple[list[float], list[float]]:
+    """Eq. 9 of each layer's whole FFN and attention vector at one token, nats."""
+    ffn, attention = [], []
+    final = t.residual[-1, row, at]
+    for layer in range(lm.n_layers):
+        below, read, wrote = t.residual[layer, row, at], t.attention[layer, row, at], t.ffn[layer, row, at]
+        attention.append(float(log_increase(lm, below, read[None], final, token)))
+        ffn.append(float(log_increase(lm, below + read, wrote[None], final, token)))
     return ffn, attention
 
 
@@ -118,11 +139,11 @@ def _vector_scores(
     t = trace(lm, texts)
     ffn, attention = [0.0] * lm.n_layers, [0.0] * lm.n_layers
     for i, (at, answer) in enumerate(zip(t.encoded.last.tolist(), answers, strict=True)):
-        final, token = t.residual[-1, i, at], lm.token_ids(answer)[0]
-        for layer in range(lm.n_layers):
-            below, read, wrote = t.residual[layer, i, at], t.attention[layer, i, at], t.ffn[layer, i, at]
-            attention[layer] += float(log_increase(lm, below, read[None], final, token)) / len(texts)
-            ffn[layer] += float(log_increase(lm, below + read, wrote[None], final, token)) / len(texts)
+        for total, scores in zip(
+            (ffn, attention), _vectors_at(lm, t, i, at, lm.token_ids(answer)[0]), strict=True
+        ):
+            for layer, score in enumerate(scores):
+                total[layer] += score / len(texts)
     return tuple(ffn), tuple(attention)
 
 

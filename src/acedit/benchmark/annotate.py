@@ -180,8 +180,9 @@ def _kept(path: Path, name: str) -> dict[str, Label]:
 def _append(path: Path, row: Mapping[str, str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
-        with path.open("a", encoding="utf-8") as file:
-            file.write(("" if whole else "\n") + json.dumps(row, ensure_ascii=False) + "\n")
+        with path.open("a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            whole = file.read() in (b"", b"\n")
+            file.write((("" if whole else "\n") + json.dumps(row, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; choose another --out") from None

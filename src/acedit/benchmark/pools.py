@@ -12,7 +12,7 @@ Footgun: `make` goes to other processes, so it and the items must pickle; nothin
 import logging
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -166,11 +166,6 @@ class OnRay(Generic[I, O]):
             return worker, None
         return worker, result
 
-    def pids(self) -> Sequence[int]:
-        """The actors' processes."""
-        found: list[int] = self._ray.get([actor.pid.remote() for actor in self._actors])
-        return found
-
     def close(self) -> None:
         self._ray.shutdown()
 
@@ -186,8 +181,3 @@ class _Actor:
         # Made here, so that what making it raises comes out as an item's error would.
         self._worker = self._worker or self._make()
         return self._worker.run(item)
-
-    def pid(self) -> int:
-        import os
-
-        return os.getpid()

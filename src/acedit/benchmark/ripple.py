@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acedit.benchmark.score import Asked, Record, matches
+from acedit.benchmark.score import Asked, Record, continued, matches
 from acedit.errors import UserError
 from acedit.knowledge.facts import Edit
 from acedit.knowledge.relations import Relation
@@ -85,20 +85,17 @@ def is_ripple(rows: object) -> bool:
     )
 
 
-def holds_ripples(path: str | Path) -> bool:
-    """Whether a file is in RippleEdits' form; False for one that cannot be read (its own reader says why)."""
-    try:
-        return is_ripple(json.loads(Path(path).read_text("utf-8")))
-    except (OSError, ValueError):
-        return False
-
-
 def read_ripple(path: str | Path) -> list[RippleCase]:
     """The cases of a RippleEdits file. Raises UserError naming file, row, field and mend."""
     try:
         rows = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    return ripple_cases(path, rows)
+
+
+def ripple_cases(path: str | Path, rows: list[Any]) -> list[RippleCase]:
+    """The cases of rows already parsed; `path` is named in complaints, which are as `read_ripple`'s."""
     if not is_ripple(rows):
         raise UserError(f"{path}: these are not RippleEdits cases (no edit with its axes)")
     return [_case(path, i, row) for i, row in enumerate(rows)]
@@ -224,12 +221,7 @@ class RippleScorer:
         }
 
     def _ask(self, metric: str, queries: Sequence[tuple[str, Query]]) -> list[Asked]:
-        texts = list(dict.fromkeys(query.prompt for _, query in queries))
-        if not texts:
-            return []
-        said = dict(
-            zip(texts, self._lm.generate(texts, max_new_tokens=24, batch_size=self._batch), strict=True)
-        )
+        said = continued(self._lm, [query.prompt for _, query in queries], batch_size=self._batch)
         return [
             Asked(metric, id, q.prompt, said[q.prompt], matches(said[q.prompt], q.answers))
             for id, q in queries

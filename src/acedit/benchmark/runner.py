@@ -35,6 +35,7 @@ from acedit.benchmark.ripple import RippleCase, RippleScorer
 from acedit.benchmark.score import Asked, Record, Scorer
 from acedit.benchmark.store import Outcome, Store, Unit
 from acedit.editing.methods import Method
+from acedit.editing.patch import Patch
 from acedit.errors import UserError
 from acedit.knowledge.compose import belief_texts
 from acedit.knowledge.facts import Case, Fact
@@ -128,35 +129,44 @@ class Worker:
     def _one(self, item: Item) -> Outcome:
         scorer = self._asking(item)
         (unit,) = item.units
-        everyone = range(len(item.cases))
         if item.method.name == "base":
             asked = scorer.before
             return Outcome(unit.key, tuple(asked), tuple(base_records(asked)))
-        patch, seconds = edit_cases(
+        patch, seconds = self._edited(item, item.cases, self._job.known)
+        with patch.applied(self._lm):
+            scored = self._scored(item, unit, range(len(item.cases)))
+        rank, norm = size_of(patch, self._lm)
+        return replace(scored, facts=len(patch.edits), seconds=seconds, rank=rank, norm=norm)
+
+    def _edited(
+        self,
+        item: Item,
+        cases: Sequence[AnyCase],
+        known: Sequence[Fact],
+        text: Sequence[str] | None = None,
+    ) -> tuple[Patch, float]:
+        """The edits of some of the item's cases in a patch, and the seconds it took."""
+        return edit_cases(
             self._lm,
-            item.cases,
+            cases,
             item.method,
-            known=self._job.known,
+            known=known,
             plan=self._planned(item.method),
             seed=self._job.seed,
+            text=text,
+            scored=item.cases,
             cache_dir=self._job.cache_dir,
         )
-        with patch.applied(self._lm):
-            asked = scorer.asked(everyone)
-        rank, norm = size_of(patch, self._lm)
+
+    def _scored(self, item: Item, unit: Unit, picked: Sequence[int]) -> Outcome:
+        """What the model as it now stands says, without what the edit cost."""
+        scorer = self._asking(item)
+        asked = scorer.asked(picked)
         records = scorer.records(asked, left_out=item.method.amounts.left_out)
-        return Outcome(
-            unit.key,
-            tuple(asked),
-            tuple(records),
-            facts=len(patch.edits),
-            seconds=seconds,
-            rank=rank,
-            norm=norm,
-        )
+        return Outcome(unit.key, tuple(asked), tuple(records))
 
     def _sequence(self, item: Item) -> list[Outcome]:
-        scorer, plan = self._asking(item), self._planned(item.method)
+        self._asking(item)  # of the unedited model
         # One text for all steps: what it gives is kept, and is of the unedited model.
         text = belief_texts(self._job.known) or [
             f"{edit.prompt.format(edit.subject)} {edit.old or edit.target}."
@@ -169,35 +179,15 @@ class Worker:
         facts, seconds, rank, norm = 0, 0.0, 0, 0.0
         with ExitStack() as on:
             for step, case in enumerate(item.cases[: max(by_step)], 1):
-                patch, spent = edit_cases(
-                    self._lm,
-                    [case],
-                    item.method,
-                    known=list(known.values()),
-                    plan=plan,
-                    seed=self._job.seed,
-                    text=text,
-                    scored=item.cases,
-                    cache_dir=self._job.cache_dir,
-                )
+                patch, spent = self._edited(item, [case], list(known.values()), text)
                 on.enter_context(patch.applied(self._lm))
                 known |= {edit.key: edit.fact for edit in case.edits}
                 size = size_of(patch, self._lm)
                 facts, seconds = facts + len(patch.edits), seconds + spent
                 rank, norm = max(rank, size[0]), max(norm, size[1])
                 if step in by_step:
-                    asked = scorer.asked(_spread(step))
-                    outcomes.append(
-                        Outcome(
-                            by_step[step].key,
-                            tuple(asked),
-                            tuple(scorer.records(asked)),
-                            facts=facts,
-                            seconds=seconds,
-                            rank=rank,
-                            norm=norm,
-                        )
-                    )
+                    scored = self._scored(item, by_step[step], _spread(step))
+                    outcomes.append(replace(scored, facts=facts, seconds=seconds, rank=rank, norm=norm))
         return outcomes
 
 
@@ -314,14 +304,12 @@ def run(
         raise UserError("a method is named twice; name each once")
     report = Report()
     at_once = None if sequence else at_once
-    groups, report.faults = _grouped(cases, at_once, strict=False)
+    groups, report.faults = _grouped(cases, at_once, strict=strict)
     if report.faults:
         said = ", ".join(f"{n} {kind}" for kind, n in counts(report.faults).items())
         say(f"faults of the cases: {said}" + ("; those cases are left out" if strict else ""))
-    if strict:
-        groups, _ = _grouped(cases, at_once, strict=True)
-        if not groups:
-            raise UserError("--strict leaves no case: every one has a known fault")
+    if not groups and strict:
+        raise UserError("--strict leaves no case: every one has a known fault")
     if not groups:
         raise UserError("no case can be edited: each contradicts itself; see the faults")
     if sequence:
@@ -377,18 +365,19 @@ def _threads(count: int) -> Iterator[None]:
 def _grouped(
     cases: Sequence[Case] | Sequence[RippleCase], at_once: int | None, *, strict: bool
 ) -> tuple[list[tuple[AnyCase, ...]], list[Fault]]:
-    """The cases in groups and their faults; `strict`: without the cases that have one."""
+    """The cases in groups, and the faults of all; `strict`: in groups without the cases that have one."""
     chains = [case for case in cases if isinstance(case, Case)]
     ripples = [case for case in cases if isinstance(case, RippleCase)]
-    faults = [*audit(pack(chains, at_once), chains), *contradicting(ripples)]
-    while strict:
-        # Packed anew, cases have other neighbours, so they are looked at again.
-        found = [*audit(pack(chains, at_once), chains), *contradicting(ripples)]
+    faults: list[Fault] | None = None
+    while True:
+        packed = pack(chains, at_once)
+        found = [*audit(packed, chains), *contradicting(ripples)]
+        faults = found if faults is None else faults
         bad = [f for f in found if at_once is None or f.kind != "contradicting" or f.other == f.case]
-        if not bad:
-            break
+        if not (strict and bad):
+            return [*packed, *pack(ripples, at_once)], faults
+        # Packed anew, cases have other neighbours, so they are looked at again.
         chains, ripples = without(chains, bad), without(ripples, bad)
-    return [*pack(chains, at_once), *pack(ripples, at_once)], faults
 
 
 def _pool(
@@ -420,10 +409,10 @@ def _drive(
             if worker in at or not waiting:
                 continue
             # Its own group first, then one nobody is at, then any.
-            own = [item for item in waiting if item.group == group.get(worker)]
-            fresh = [item for item in waiting if item.group not in group.values()]
-            item = (own or fresh or waiting)[0]
-            waiting.remove(item)
+            mine, taken = group.get(worker), set(group.values())
+            own = next((i for i, item in enumerate(waiting) if item.group == mine), None)
+            fresh = next((i for i, item in enumerate(waiting) if item.group not in taken), 0)
+            item = waiting.pop(fresh if own is None else own)
             at[worker], group[worker] = item, item.group
             pool.start(worker, item)
 

@@ -116,6 +116,14 @@ class Asked:
     right: bool
 
 
+def continued(lm: LanguageModel, prompts: Sequence[str], *, batch_size: int = 64) -> dict[str, str]:
+    """What the model says to each prompt, greedily, in one go; a prompt that comes twice is asked once."""
+    texts = list(dict.fromkeys(prompts))
+    if not texts:
+        return {}
+    return dict(zip(texts, lm.generate(texts, max_new_tokens=24, batch_size=batch_size), strict=True))
+
+
 def _directly(question: _Probe) -> _Probe:
     return replace(question, metric="direct", prompt=direct_prompt(question.prompt))
 
@@ -146,18 +154,9 @@ class Scorer:
         self._neighbours = self._having_right(list(_neighbours(cases, known, seed)))
         self._passed = self._filter(seed)
 
-    def _ask(self, probes: Sequence[_Probe], tokens: int = 24) -> list[Asked]:
+    def _ask(self, probes: Sequence[_Probe]) -> list[Asked]:
         """Asked as they are, in one go; answers greedy."""
-        texts = list(dict.fromkeys(p.prompt for p in probes))
-        if not texts:
-            return []
-        said = dict(
-            zip(
-                texts,
-                self._lm.generate(texts, max_new_tokens=tokens, batch_size=self._batch),
-                strict=True,
-            )
-        )
+        said = continued(self._lm, [p.prompt for p in probes], batch_size=self._batch)
         return [self._asked(p, said[p.prompt], said[p.prompt]) for p in probes]
 
     def _think(self, probes: Sequence[_Probe]) -> list[Asked]:

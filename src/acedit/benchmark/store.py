@@ -99,9 +99,7 @@ class Store:
                 db.execute("PRAGMA synchronous=NORMAL")
                 db.executescript(_TABLES)
                 db.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (json.dumps(SCHEMA),))
-            store = cls(at / FILE, db)
-            store._check()
-            yield store
+            yield cls(at / FILE, db)
         finally:
             db.close()
             lock.close()

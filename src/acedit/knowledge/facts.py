@@ -168,13 +168,22 @@ def read_facts(path: str | Path) -> list[Fact]:
 
 def read_cases(path: str | Path) -> list[Case]:
     """Cases in MQuAKE's own format, unknown fields kept. Raises UserError as `read_edits`."""
-    rows, _ = _load(path, "cases")
+    return cases_in(path, read_rows(path))
+
+
+def read_rows(path: str | Path) -> list[Any]:
+    """A file of cases, parsed and no more. Raises UserError as `read_edits`."""
+    return _load(path, "cases")[0]
+
+
+def cases_in(path: str | Path, rows: list[Any]) -> list[Case]:
+    """The cases of a file's rows. Raises UserError naming `path`, field and mend."""
     if not _is_mquake(rows):
         raise UserError(f"{path}: these are not MQuAKE cases (no requested_rewrite); give a file of cases")
-    return [_Item(path, i, row).case() for i, row in enumerate(rows)]
+    return cases_from(rows, path)
 
 
-def cases_from(rows: Sequence[Mapping[str, Any]], source: str = "cases") -> list[Case]:
+def cases_from(rows: Sequence[Mapping[str, Any]], source: str | Path = "cases") -> list[Case]:
     """Cases from MQuAKE items already in memory."""
     return [_Item(source, i, row).case() for i, row in enumerate(rows)]
 

@@ -56,7 +56,7 @@ def explore(lm: LanguageModel, prompt: str, answer: str, *, atlas: Atlas | None 
 @torch.no_grad()
 def _tokens(lm: LanguageModel, prompt: str, answer: str, named: str) -> dict[str, Any]:
     t = trace(lm, [prompt])
-    ffn, attention = token_scores(lm, prompt, answer)
+    ffn, attention = token_scores(lm, t, answer)
     rows = []
     for at in range(ffn.shape[1]):
         token = lm.tokenizer.decode([int(t.encoded.input_ids[0, at])])

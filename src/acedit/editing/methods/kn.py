@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from acedit.attribution.layers import signs
+from acedit.attribution.layers import old_answers, signs
 from acedit.editing.batch import Batch, split
 from acedit.editing.keys import keys_at
 from acedit.editing.methods.method import Method
@@ -46,7 +46,7 @@ def write(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -
     right: dict[int, list[Tensor]] = {}
     for i, edit in enumerate(edits):
         rows = [p for p in prompts if p.edit == i and p.kind == "single"]
-        old = edit.old or lm.generate([rows[0].text], max_new_tokens=8)[0].strip() or edit.target
+        (old,) = old_answers(lm, edits, rows[:1])
         asked = [Prompt(p.template, p.subject, old, p.kind, i) for p in rows]
         move = NEW * _direction(lm, edit.target) - OLD * _direction(lm, old)
         # In gated FFNs a coefficient may be negative: its subvalue then moves the other way.

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 from acedit.attribution.atlas import build_atlas
-from acedit.attribution.certified import certified_top
-from acedit.attribution.layers import spaced
-from acedit.attribution.query import query_scores
+from acedit.attribution.layers import spaced, value_and_query
 from acedit.report.charts import chart
 from acedit.report.study.base import Finding, Result, Setting, Study
 
@@ -25,14 +23,11 @@ def run(setting: Setting) -> Result:
     questions = spaced(setting.questions, MOST)
     k = min(VALUE, lm.n_layers * lm.n_neurons // 3)
     setting.say(f"query and value neurons by layer of {len(questions)} questions")
-    found = certified_top(
-        lm, [q.prompt for q in questions], [q.answer for q in questions], k=k, scope="model", atlas=atlas
-    )
+    prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
     counts, query = torch.zeros(lm.n_layers), torch.zeros(lm.n_layers)
-    for question, (best,) in zip(questions, found, strict=True):
+    for best, scores in value_and_query(lm, prompts, answers, k=k, atlas=atlas, leading=LEADING):
         for neuron in best.neurons:
             counts[neuron.layer] += 1 / len(questions)
-        scores = query_scores(lm, question.prompt, best.neurons[:LEADING])
         query += scores.neurons.clamp(min=0).sum(1).cpu().float() / len(questions)
     lags = lag_correlations(query, counts)
     best_lag = max(lags, key=lambda lag: lags[lag])

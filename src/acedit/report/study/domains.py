@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from acedit.attribution.atlas import build_atlas
-from acedit.attribution.certified import certified_top
-from acedit.attribution.query import query_scores
+from acedit.attribution.layers import value_and_query
 from acedit.attribution.value import layer_scores
 from acedit.report.charts import chart
 from acedit.report.study.base import Finding, Result, Setting, Study
@@ -28,10 +27,8 @@ def run(setting: Setting) -> Result:
         prompts, answers = [q.prompt for q in some], [q.answer for q in some]
         value[domain] = layer_scores(lm, prompts, answers).ffn_sum.mean(1).float()
         total = torch.zeros(lm.n_layers)
-        k = min(LEADING, lm.n_layers * lm.n_neurons)
-        found = certified_top(lm, prompts, answers, k=k, scope="model", atlas=atlas)
-        for prompt, (best,) in zip(prompts, found, strict=True):
-            total += query_scores(lm, prompt, best.neurons).neurons.clamp(min=0).sum(1).cpu().float()
+        for _, scores in value_and_query(lm, prompts, answers, k=LEADING, atlas=atlas):
+            total += scores.neurons.clamp(min=0).sum(1).cpu().float()
         query[domain] = total / len(some)
     top = {
         name: {

@@ -4,9 +4,7 @@ from collections import Counter
 from typing import Any
 
 from acedit.attribution.atlas import build_atlas
-from acedit.attribution.certified import certified_top
-from acedit.attribution.layers import signs, spaced
-from acedit.attribution.query import query_scores
+from acedit.attribution.layers import signs, spaced, value_and_query
 from acedit.attribution.value import top_neurons
 from acedit.report.charts import chart
 from acedit.report.study.base import Finding, Result, Setting, Study
@@ -24,28 +22,21 @@ def run(setting: Setting) -> Result:
     lm, atlas = setting.lm, build_atlas(setting.lm)
     questions = spaced(setting.questions, MOST)
     setting.say(f"value and query neurons of {len(questions)} questions")
-    found = certified_top(
-        lm,
-        [q.prompt for q in questions],
-        [q.answer for q in questions],
-        k=min(VALUE, lm.n_layers * lm.n_neurons),
-        scope="model",
-        atlas=atlas,
-    )
+    prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
+    found = value_and_query(lm, prompts, answers, k=VALUE, atlas=atlas)
     value: Counter[tuple[int, int]] = Counter()
     query: Counter[tuple[int, int]] = Counter()
     kinds: dict[tuple[int, int], set[str]] = {}
-    for question, (best,) in zip(questions, found, strict=True):
+    for question, (best, scores) in zip(questions, found, strict=True):
         for neuron in best.neurons:
             value[neuron.layer, neuron.index] += 1
             kinds.setdefault((neuron.layer, neuron.index), set()).add(question.category)
-        scores = query_scores(lm, question.prompt, best.neurons).neurons
-        for neuron in top_neurons(lm, scores, QUERY, named=False):
+        for neuron in top_neurons(lm, scores.neurons, QUERY, named=False):
             query[neuron.layer, neuron.index] += 1
             kinds.setdefault((neuron.layer, neuron.index), set()).add(question.category)
     starts = {c: {lm.token_ids(q.answer)[0] for q in setting.of(c)} for c in setting.categories}
 
-    sign = signs(lm, [q.prompt for q in questions])
+    sign = signs(lm, prompts)
 
     def readable(place: tuple[int, int]) -> bool:
         tokens = set((atlas.top if sign[place] >= 0 else atlas.bottom)[place].tolist())

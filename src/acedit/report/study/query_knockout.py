@@ -9,9 +9,7 @@ from torch import Tensor
 
 from acedit.attribution.ablate import ablated
 from acedit.attribution.atlas import build_atlas
-from acedit.attribution.certified import certified_top
-from acedit.attribution.layers import spaced
-from acedit.attribution.query import query_scores
+from acedit.attribution.layers import spaced, value_and_query
 from acedit.attribution.value import Neuron, neuron_scores, top_neurons
 from acedit.report.charts import chart
 from acedit.report.study.base import Finding, Question, Result, Setting, Study, accuracy
@@ -35,14 +33,8 @@ def run(setting: Setting) -> Result:
     prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
     setting.say(f"query neurons of {len(questions)} questions")
     query = torch.zeros(lm.n_layers, lm.n_neurons)
-    for question, (best,) in zip(
-        questions,
-        certified_top(
-            lm, prompts, answers, k=min(LEADING, lm.n_layers * lm.n_neurons), scope="model", atlas=atlas
-        ),
-        strict=True,
-    ):
-        query += query_scores(lm, question.prompt, best.neurons).neurons.cpu().float()
+    for _, scores in value_and_query(lm, prompts, answers, k=LEADING, atlas=atlas):
+        query += scores.neurons.cpu().float()
     usable = query.clamp(min=0).sum(1)[:-1]  # the last layer has none above
     peaks = usable.argsort(descending=True)[:2].tolist()
     whole = neuron_scores(lm, prompts, answers)

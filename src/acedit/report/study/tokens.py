@@ -20,7 +20,7 @@ def run(setting: Setting) -> Result:
     rows = []
     for question in spaced(setting.questions, SHOWN):
         t = trace(lm, [question.prompt])
-        ffn, attention = token_scores(lm, question.prompt, question.answer)
+        ffn, attention = token_scores(lm, t, question.answer)
         for at in range(ffn.shape[1]):
             final = t.residual[-1, 0, at]
             best = lm.unembed(final).topk(TOP).indices.tolist()
