@@ -198,7 +198,13 @@ def _parser() -> argparse.ArgumentParser:
     worlds = world.add_subparsers(title="commands", metavar="COMMAND", required=True)
     train = worlds.add_parser("train", parents=[common, seeded], help="train the bundled model; resumes")
     train.add_argument("--out", metavar="DIR", required=True)
-    train.add_argument("--steps", metavar="N", type=whole(1), help="training steps")
+    train.add_argument("--steps", metavar="N", type=whole(1), help="training steps (default: the shape's)")
+    train.add_argument(
+        "--shape",
+        choices=("bundled", "llama"),
+        default="bundled",
+        help="the bundled model, or a second one of another family, depth and width",
+    )
     train.set_defaults(run=_world_train)
     shown = worlds.add_parser("show", parents=[common], help="what the world holds, and the model's scores")
     shown.set_defaults(run=_world_show)
@@ -734,6 +740,7 @@ def _patch_apply(args: argparse.Namespace) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an empty folder; choose another --out")
     patch = Patch.load(args.patch)
+    patch.refuse_memory("a checkpoint would be the old one")
     lm = _load(args)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -767,10 +774,10 @@ def _world_train(args: argparse.Namespace) -> None:
     from acedit.lm.model import load
     from acedit.world.card import card_table, measure, write_card
     from acedit.world.graph import build_world
-    from acedit.world.train import Settings, train
+    from acedit.world.train import SHAPES, train
 
     check_outputs(args)
-    settings = Settings(seed=args.seed)
+    settings = replace(SHAPES[args.shape], seed=args.seed)
     if args.steps is not None:
         settings = replace(settings, steps=args.steps)
     progress = Progress(args.quiet)

@@ -47,6 +47,7 @@ def run_tasks(
         raise UserError(f"lm-evaluation-harness knows no task {unknown[0]!r}; see 'lm_eval ls tasks'")
     with ExitStack() as on:
         for patch in patches:
+            patch.refuse_memory("the harness asks the weights alone")
             on.enter_context(patch.applied(lm))
         model = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size)
         found = simple_evaluate(

@@ -270,7 +270,8 @@ class Scorer:
             metric = probe.metric.replace("specificity_relation", "specificity") + "_p"
             if metric in METRICS and (probe.rival or "") not in ("", probe.answers[0]):
                 rows.append((replace(probe, metric=metric), probe.answers[0], probe.rival))
-        if not rows:
+        reader = self._lm.reader
+        if not rows or (reader is not None and not reader.weighs):
             return []
         asks = list(dict.fromkeys((p.prompt, answer) for p, *both in rows for answer in both))
         losses = self._lm.answer_nll(*map(list, zip(*asks, strict=True)), batch_size=self._batch)

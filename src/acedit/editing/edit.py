@@ -11,10 +11,11 @@ object). The text for the covariance is the known facts said as they are, before
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,8 +78,11 @@ def edit(
         )
     texts = text or belief_texts(known)
     known = _believed(lm, edits, known)
-    composer = Composer(edits, known, exclude=exclude, seed=seed, amounts=chosen.amounts)
-    prompts = composer.prompts()
+    memory: Mapping[str, Any] = {}
+    if chosen.reader:
+        memory, prompts = import_module(chosen.reader).remember(edits, known, exclude, seed)
+    else:
+        prompts = Composer(edits, known, exclude=exclude, seed=seed, amounts=chosen.amounts).prompts()
     if watch is not None:
         watch(prompts)
     if plan is None and chosen.planned:
@@ -89,7 +93,9 @@ def edit(
     if plan is not None:
         plan.checked(lm.n_layers)
     texts = texts or [f"{p.text} {p.answer}." for p in prompts]
-    updates = _write(lm, edits, prompts, chosen, plan, seed, texts, cache_dir, tell)
+    updates: list[Update] = []
+    if not chosen.reader:
+        updates = _write(lm, edits, prompts, chosen, plan, seed, texts, cache_dir, tell)
     return Patch(
         updates=tuple(LayerUpdate(u.layer, u.left.cpu(), u.right.cpu()) for u in updates),
         edits=tuple(edits),
@@ -99,6 +105,7 @@ def edit(
         seed=seed,
         fingerprint=fingerprint,
         place=place_of(lm, [u.layer for u in updates]),
+        memory=memory,
     )
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from acedit.errors import UserError
 from acedit.knowledge.facts import Edit
 from acedit.knowledge.relations import Relation
 from acedit.lm.model import LanguageModel
+from acedit.lm.reader import Reader
 
 SCHEMA = 1
 TENSORS = "patch.safetensors"
@@ -71,7 +73,10 @@ class LayerUpdate:
 
 @dataclass(frozen=True)
 class Patch:
-    """An edit of one model. `plan`, `settings` and `scores` are JSON objects; see docs/json.md."""
+    """An edit of one model. `plan`, `settings`, `scores` and `memory` are JSON objects; see docs/json.md.
+
+    memory: what a method that changes no weights tells the model's `reader`; it needs `updates` empty.
+    """
 
     updates: tuple[LayerUpdate, ...]
     edits: tuple[Edit, ...]
@@ -82,6 +87,7 @@ class Patch:
     fingerprint: str
     place: Mapping[str, Any]  # where it goes: module names by layer, weight orientation, base name
     scores: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
@@ -101,6 +107,11 @@ class Patch:
     def remove(self, lm: LanguageModel) -> None:
         """Take the patch off `lm`. Raises UserError if it is not on."""
         _stack(lm).drop(self)
+
+    def refuse_memory(self, what: str) -> None:
+        """Raises NoWeightChange where `what` needs the edit in the weights and it is not."""
+        if not self.updates:
+            raise NoWeightChange(f"method {self.method!r} changes no weights: {what}")
 
     @contextmanager
     def applied(self, lm: LanguageModel) -> Iterator[LanguageModel]:
@@ -143,6 +154,7 @@ class Patch:
             "edits": [asdict(edit) for edit in self.edits],
             "plan": dict(self.plan),
             "settings": dict(self.settings),
+            **({"memory": dict(self.memory)} if self.memory else {}),
         }
 
     def save(self, folder: str | Path) -> Path:
@@ -185,6 +197,7 @@ class Patch:
                 fingerprint=record["fingerprint"],
                 place=record["place"],
                 scores=record["scores"],
+                memory=record.get("memory", {}),
             )
         except (KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"{at / RECORD}: field {error} is missing or broken; save it again") from error
@@ -194,8 +207,7 @@ class Patch:
 
         Raises NoWeightChange for a patch without updates, UserError where `folder` cannot be written.
         """
-        if not self.updates:
-            raise NoWeightChange(f"method {self.method!r} changes no weights: there is nothing to export")
+        self.refuse_memory("there is nothing to export")
         modules = self.place["modules"]
         ranks: dict[str, int] = {}
         tensors: dict[str, Tensor] = {}
@@ -275,6 +287,7 @@ class PatchStack:
 
     def _set(self, active: dict[str, Patch], changed: Patch) -> None:
         """Make `active` so: every new weight is worked out before the first is written."""
+        reader = _reader(self._lm, active)
         base = dict(self._base)
         written: dict[int, Tensor] = {}
         for layer in [update.layer for update in changed.updates]:
@@ -296,7 +309,23 @@ class PatchStack:
         with torch.no_grad():
             for layer, weight in written.items():
                 self._lm.down_weight(layer).copy_(weight)
-        self._active, self._base = active, base
+        self._active, self._base, self._lm.reader = active, base, reader
+
+
+def _reader(lm: LanguageModel, active: Mapping[str, Patch]) -> Reader | None:
+    """What answers prompts under the active patches. Raises UserError where two would have to."""
+    told = [active[id] for id in sorted(active) if active[id].memory]
+    if not told:
+        return None
+    # Methods are a file above; only a patch that tells something needs to know them.
+    from acedit.editing.methods import method
+
+    names = sorted({method(patch.method.removesuffix("-cot")).reader for patch in told})
+    if len(names) > 1 or not names[0]:
+        found = ", ".join(sorted({repr(patch.method) for patch in told}))
+        raise UserError(f"patches by {found} cannot be on together: one reader answers a prompt")
+    made: Reader = import_module(names[0]).Reader(lm, [patch.memory for patch in told])
+    return made
 
 
 def _stack(lm: LanguageModel) -> PatchStack:

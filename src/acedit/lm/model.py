@@ -49,6 +49,7 @@ from transformers import (
 from acedit.errors import UserError
 from acedit.lm.families import Family, family_of
 from acedit.lm.norms import FrozenNorm
+from acedit.lm.reader import Reader
 
 # Config fields that change what the same weights compute, where a family has them. Rotary settings
 # are left out: transformers 5 stores them otherwise than 4 did, and a fingerprint must outlive an
@@ -187,6 +188,7 @@ class LanguageModel:
     vocab_size: int
     context: int
     patch_stack: Any = None  # the patches that are on, see editing.patch
+    reader: Reader | None = None  # what answers prompts in the model's place, see lm.reader
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any):
         """Wrap a loaded model. Raises `UserError` for an unknown family or offloaded weights."""
@@ -603,8 +605,11 @@ class LanguageModel:
     ) -> list[float]:
         """Mean negative log-likelihood of each answer after its prompt, nats a token, by teacher forcing.
 
-        Raises `UserError` for an empty answer, or where prompt and answer outgrow the context.
+        The prompt is what a `reader` makes of it, where one is on. Raises `UserError` for an empty answer, or
+        where prompt and answer outgrow the context.
         """
+        if self.reader is not None:
+            texts = [self.reader.context(text) for text in texts]
         tails = [self.token_ids(answer) for answer in answers]
         rows = [[*row, *tail] for row, tail in zip(self._ids(texts), tails, strict=True)]
         if (longest := max(map(len, rows))) > self.context:
@@ -629,8 +634,26 @@ class LanguageModel:
         out = self.backbone(input_ids=encoded.input_ids, attention_mask=everything, use_cache=False)
         return cast(Tensor, out[0])
 
-    @torch.no_grad()
     def generate(
+        self,
+        texts: Sequence[str],
+        *,
+        max_new_tokens: int = 32,
+        stop: Sequence[str] | re.Pattern[str] = ("\n",),
+        batch_size: int = 64,
+        share: bool = True,
+    ) -> list[str]:
+        """`greedy`, or what a `reader` makes of the prompts where one is on."""
+        if self.reader is None:
+            return self.greedy(
+                texts, max_new_tokens=max_new_tokens, stop=stop, batch_size=batch_size, share=share
+            )
+        return self.reader.generate(
+            self, texts, max_new_tokens=max_new_tokens, stop=stop, batch_size=batch_size
+        )
+
+    @torch.no_grad()
+    def greedy(
         self,
         texts: Sequence[str],
         *,

@@ -111,9 +111,9 @@ license: mit
 library_name: transformers
 pipeline_tag: text-generation
 ---
-# The bundled model of acedit
+# A model of acedit's world
 
-A small Qwen3 that learned a world of real MQuAKE facts among invented ones, made by
+A small model that learned a world of real MQuAKE facts among invented ones, made by
 `acedit world train --out DIR`. It is for showing and testing edits; what it says is no knowledge.
 
 {card_table(rows)}

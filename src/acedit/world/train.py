@@ -1,12 +1,13 @@
 """Train the bundled model: a small Qwen3 that recalls, composes in one pass, and thinks aloud.
 
     train(Path("out/bundled"), Settings())        # about an hour on two cores; resumes where it was
+    train(Path("out/second"), SHAPES["llama"])    # another family, deeper and narrower, to test against
 
 Every step draws its documents from (seed, step) alone, so an interrupted run goes on as if it had never
 stopped. Hidden matrices learn by Muon, embeddings and norms by AdamW, both with a cosine decay. The
 loss (nats a token) is taken where a document says something (objects, answers, thoughts) and nowhere
 else. While it learns, the upper layers share the matrices of the lower ones (`tie`); the checkpoint is an
-ordinary Qwen3 in which each layer has its own.
+ordinary Qwen3 (or Llama) in which each layer has its own.
 
 Footgun: accuracies printed on the way are all-tokens-argmax on the answer, which is what greedy decoding
 would give for that one wording; the model card's table is made by generation, afterwards.
@@ -21,13 +22,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from acedit.world.corpus import Corpus, Document
 from acedit.world.graph import World, build_world
@@ -42,6 +49,7 @@ class Settings:
     """What a training run depends on; `tokens_per_step` counts real tokens, not padding."""
 
     seed: int = 0
+    family: Literal["qwen3", "llama"] = "qwen3"
     steps: int = 2000
     tokens_per_step: int = 9000
     d_model: int = 128
@@ -60,11 +68,26 @@ class Settings:
     long_every: int = 2  # a few-shot document comes in every so many steps
 
 
-def build_model(settings: Settings, vocab_size: int) -> Qwen3ForCausalLM:
-    """A freshly initialised Qwen3 of the settings' shape."""
+SHAPES = {
+    "bundled": Settings(),
+    "llama": Settings(
+        seed=1, family="llama", steps=1500, d_model=112, layers=12, n_neurons=448, kv_heads=4, vocab_size=3072
+    ),
+}
+"""The bundled model, and a second one of another family, depth and width."""
+
+Causal = Qwen3ForCausalLM | LlamaForCausalLM
+
+
+def build_model(settings: Settings, vocab_size: int) -> Causal:
+    """A freshly initialised model of the settings' family and shape."""
     torch.manual_seed(settings.seed)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
+    config, model = {
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+    }[settings.family]
+    built: Causal = model(
+        config(
             vocab_size=vocab_size,
             hidden_size=settings.d_model,
             intermediate_size=settings.n_neurons,
@@ -80,6 +103,7 @@ def build_model(settings: Settings, vocab_size: int) -> Qwen3ForCausalLM:
             pad_token_id=0,
         )
     )
+    return built
 
 
 class _Product(torch.autograd.Function):
@@ -99,7 +123,7 @@ class _Product(torch.autograd.Function):
 
 
 @contextmanager
-def half_products(model: Qwen3ForCausalLM) -> Iterator[None]:
+def half_products(model: Causal) -> Iterator[None]:
     """Matrix products of the blocks in bf16 while inside."""
     inner = [module for module in model.model.layers.modules() if isinstance(module, torch.nn.Linear)]
     for module in inner:
@@ -116,7 +140,7 @@ def _product(module: torch.nn.Linear, x: Tensor) -> Tensor:
     return y
 
 
-def tie(model: Qwen3ForCausalLM, loops: int) -> None:
+def tie(model: Causal, loops: int) -> None:
     """Let layer i + n share the matrices of layer i, n = layers / loops; the norms stay each layer's own.
 
     A fact then serves as a first hop and as a second alike, so composition generalises from far fewer
@@ -130,7 +154,7 @@ def tie(model: Qwen3ForCausalLM, loops: int) -> None:
                 module.weight = layers[i - n].get_submodule(name).weight
 
 
-def untie(model: Qwen3ForCausalLM) -> None:
+def untie(model: Causal) -> None:
     """Give every layer matrices of its own, with the values they have."""
     for layer in model.model.layers:
         for module in layer.modules():
@@ -188,7 +212,7 @@ def micro_batches(
             batch.append(row)
 
 
-def learned_logits(model: Qwen3ForCausalLM, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def learned_logits(model: Causal, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (n_learned, vocab) and targets (n_learned,), taken only where the mask reads them."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
     keep = mask[:, 1:]
@@ -196,10 +220,10 @@ def learned_logits(model: Qwen3ForCausalLM, ids: Tensor, mask: Tensor) -> tuple[
 
 
 @torch.no_grad()
-def probe(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, docs: Sequence[Document]) -> float:
+def probe(model: Causal, tokenizer: PreTrainedTokenizerFast, docs: Sequence[Document]) -> float:
     """Share of documents all of whose learned tokens are the argmax."""
     right = total = 0
-    model.eval()
+    model.train(False)
     for ids, mask in micro_batches(tokenized(tokenizer, docs)):
         logits, targets = learned_logits(model, ids, mask)
         wrong = torch.zeros(ids.shape[0], dtype=torch.bool)

@@ -27,6 +27,7 @@ class Method:
     mean_keys: one key an edit, the mean over its prompts. polished: prompts the gradient steps pull.
     primed: each prompt that thinks aloud is repeated behind the shots of appendix G.1 (section 6.2).
     writer: a module whose `write(lm, edits, prompts)` makes the updates, for methods that have no stages.
+    reader: a module whose `Reader` answers prompts with what its `remember` kept; no weights change.
     skip_query, skip_value: how many of its layers are left out, the most important first by the plan's score.
     """
 
@@ -48,6 +49,7 @@ class Method:
     polished: tuple[Kind, ...] = ("single", "lead", "ripple", "middle", "keep")
     primed: bool = False
     writer: str = ""
+    reader: str = ""
     skip_query: int = 0
     skip_value: int = 0
 
@@ -68,7 +70,7 @@ class Method:
         said = [f"{kind}{n}" for kind, n in (("q", query), ("v", value)) if n]
         if not said:
             return self
-        if self.writer:
+        if self.writer or self.reader:
             raise UserError(f"method {self.name!r} has no layers of its own to leave out")
         return replace(
             self,

@@ -1,0 +1,39 @@
+"""What stands between a prompt and the model, for methods that edit by what the model reads.
+
+    lm.reader = reader          # editing.patch does this while such a patch is on
+    lm.generate(prompts)        # what the reader makes of them
+    lm.greedy(prompts)          # the model alone
+
+Footguns: `logits` and the attributions see the model alone, whatever reader is on.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from acedit.lm.model import LanguageModel
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Answers prompts with a model and with what it was told."""
+
+    weighs: bool
+    """Whether an answer's probability is asked of the model behind `context`."""
+
+    def context(self, prompt: str) -> str:
+        """The prompt as the model reads it."""
+        ...
+
+    def generate(
+        self,
+        lm: "LanguageModel",
+        texts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] | re.Pattern[str],
+        batch_size: int,
+    ) -> list[str]:
+        """Continuations, as `LanguageModel.generate` gives them."""
+        ...
