@@ -129,6 +129,19 @@ def _parser() -> argparse.ArgumentParser:
     known = commands.add_parser("methods", parents=[common], help="the editing methods, and what each does")
     known.set_defaults(run=_methods)
 
+    mend = commands.add_parser(
+        "mend", parents=[common, seeded, loading], help="train the hyper-network of method mend for a model"
+    )
+    mend.add_argument("model", metavar="MODEL", help=model_help)
+    mend.add_argument(
+        "--facts", metavar="FILE", help="known facts to learn from (default: the bundled world)"
+    )
+    mend.add_argument("--steps", metavar="N", type=whole(1), help="training steps (default 2000)")
+    mend.add_argument(
+        "--out", metavar="FILE", help="where it is written (default: where 'mend' looks for it)"
+    )
+    mend.set_defaults(run=_mend)
+
     ask = commands.add_parser("ask", parents=[common, loading], help="ask a model, edited or not")
     ask.add_argument("model", metavar="MODEL", help=model_help)
     ask.add_argument("question", metavar="QUESTION", help="a question, or a text to continue")
@@ -333,6 +346,14 @@ def _facts(path: str, more: str | None) -> "list[Fact]":
     return found if more is None else [*found, *read_facts(more)]
 
 
+def _world_facts() -> "list[Fact]":
+    """What the bundled world holds."""
+    from acedit.report.demo import facts_of
+    from acedit.world.graph import build_world
+
+    return facts_of(build_world(), [])
+
+
 def _scored_starts(path: str) -> set[str]:
     """Where the questions start, if the edits' file (read before) is one of cases."""
     from acedit.benchmark.leak import starts
@@ -465,11 +486,7 @@ def _study(args: argparse.Namespace) -> None:
         *(f for case in cases for f in case.before.facts),
         *(_facts(args.facts, None) if args.facts else []),
     ]
-    if not known:
-        from acedit.report.demo import facts_of
-        from acedit.world.graph import build_world
-
-        known = facts_of(build_world(), [])
+    known = known or _world_facts()
     check_outputs(args)
     progress = Progress(args.quiet)
     progress.say("loading the model")
@@ -599,6 +616,30 @@ def _methods(args: argparse.Namespace) -> None:
     for name, summary in rows.items():
         print(f"{name:<15} {summary}")
     write_result(args, "methods", methods=rows)
+
+
+def _mend(args: argparse.Namespace) -> None:
+    from dataclasses import asdict, replace
+
+    from acedit.editing import hyper
+    from acedit.knowledge.facts import read_facts
+    from acedit.lm.model import load
+
+    known = read_facts(args.facts) if args.facts else _world_facts()
+    check_outputs(args)
+    settings = hyper.HyperSettings(seed=args.seed)
+    if args.steps is not None:
+        settings = replace(settings, steps=args.steps)
+    progress = Progress(args.quiet)
+    progress.say("loading the model")
+    lm = _load(args)
+    editor = hyper.train(lm, known, settings, say=progress.say)
+    out = Path(args.out) if args.out else hyper.cached(lm.fingerprint)
+    # A checkpoint is another model in another dtype, its hyper-network the same.
+    own, wide = (load(args.model, dtype=dtype).fingerprint for dtype in (None, "float32"))
+    hyper.save(editor, out, sorted({lm.fingerprint, own, wide}))
+    print(f"hyper-network in {out}")
+    write_result(args, "mend", model=args.model, out=str(out), settings=asdict(settings))
 
 
 def _ask(args: argparse.Namespace) -> None:

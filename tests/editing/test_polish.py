@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from acedit.editing.batch import split
-from acedit.editing.polish import Polish, _Part, _Pool, polish
+from acedit.editing.polish import Part, Polish, _Pool, polish
 from acedit.editing.solve import whitening
 from acedit.editing.stages import Update, updates_in
 from acedit.lm.model import LanguageModel
@@ -66,7 +66,7 @@ def test_what_must_stay_stays(model: LanguageModel) -> None:
     def drift(replay: float) -> float:
         settings = Polish(steps=25, lr=5e-3, replay=replay)
         done = polish(model, zero(model), edit, kept, settings, seed=0)
-        part = _Part(model, kept[0], 0, kept=True)
+        part = Part(model, kept[0], 0, kept=True)
         with updates_in(model, done), torch.no_grad():
             return float(part.losses().mean())
 
@@ -74,8 +74,8 @@ def test_what_must_stay_stays(model: LanguageModel) -> None:
 
 
 def test_wrong_prompts_are_drawn_first(model: LanguageModel) -> None:
-    parts = [_Part(model, b, 0, kept=False) for b in split(model, prompts(3), rows=3)]
-    parts += [_Part(model, b, 0, kept=True) for b in split(model, prompts(3), rows=3)]
+    parts = [Part(model, b, 0, kept=False) for b in split(model, prompts(3), rows=3)]
+    parts += [Part(model, b, 0, kept=True) for b in split(model, prompts(3), rows=3)]
     pool = _Pool(parts, Polish(rows=4))
     assert pool.wrong() == {"edit": 6, "replay": 6}
     for i, part in enumerate(parts):

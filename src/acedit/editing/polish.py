@@ -53,7 +53,7 @@ class Polish:
     drift: float = 0.02
 
 
-class _Part:
+class Part:
     """A batch with its suffix; for what must stay, the unedited model's distribution too."""
 
     def __init__(self, lm: LanguageModel, batch: Batch, layer: int, *, kept: bool) -> None:
@@ -102,8 +102,8 @@ def polish(
         return list(updates)
     generator = torch.Generator().manual_seed(seed)
     first_layer = min(update.layer for update in updates)
-    parts = [_Part(lm, batch, first_layer, kept=False) for batch in edit_batches]
-    parts += [_Part(lm, batch, first_layer, kept=True) for batch in replay_batches]
+    parts = [Part(lm, batch, first_layer, kept=False) for batch in edit_batches]
+    parts += [Part(lm, batch, first_layer, kept=True) for batch in replay_batches]
     moving = [_movable(update, settings, whiten, generator) for update in updates]
     adam = torch.optim.Adam([leaf for one in moving for leaf in one.leaves], lr=settings.lr)
     pool = _Pool(parts, settings)
@@ -137,7 +137,7 @@ def polish(
 class _Pool:
     """What each prompt was last seen to lose, and which are drawn next."""
 
-    def __init__(self, parts: Sequence[_Part], settings: Polish) -> None:
+    def __init__(self, parts: Sequence[Part], settings: Polish) -> None:
         self._parts, self._settings = parts, settings
         sizes = [len(part.batch) for part in parts]
         self._start = [sum(sizes[:i]) for i in range(len(sizes))]

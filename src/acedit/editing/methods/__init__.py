@@ -14,8 +14,8 @@ from acedit.editing.methods.method import Method
 from acedit.errors import UserError
 
 _MODULES = (
-    "ace", "ace_paper", "alphaedit", "base", "ft", "ft_same", "ifmet", "ike", "kn", "lora", "mello", "memit",
-    "pmet", "rome",
+    "ace", "ace_paper", "alphaedit", "base", "ft", "ft_same", "ifmet", "ike", "kn", "lora", "mello",
+    "memit", "mend", "pmet", "rome",
 )  # fmt: skip
 
 
