@@ -175,6 +175,30 @@ def test_edits_in_sequence_stay_in(job: Job, cases: list[Case], lm: LanguageMode
     assert "| memit | 3 |" in printed(tmp_path)
 
 
+def test_a_sequence_that_is_killed_goes_on_where_it_was(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = {"lm": lm, "sequence": [1, 3]}
+    run(job, cases, [method("memit")], folder=tmp_path / "whole", **ways)  # type: ignore[arg-type]
+    edited: list[str] = []
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        if len(edited) == 2:
+            raise KeyboardInterrupt
+        edited.append(args[1][0].id)
+        return evaluate.edit_cases(*args, **kwargs)
+
+    monkeypatch.setattr("acedit.benchmark.runner.edit_cases", counting)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, cases, [method("memit")], folder=tmp_path / "killed", **ways)  # type: ignore[arg-type]
+    edited[:] = ["none"]
+    report = run(job, cases, [method("memit")], folder=tmp_path / "killed", **ways)  # type: ignore[arg-type]
+    assert report.failed == []
+    assert edited == ["none", cases[2].id]
+    assert printed(tmp_path / "killed") == printed(tmp_path / "whole")
+    assert not list((tmp_path / "killed" / "sequence").iterdir())
+
+
 def test_a_sequence_asks_a_spread_of_what_was_edited() -> None:
     assert runner._spread(3) == [0, 1, 2]
     some = runner._spread(250)

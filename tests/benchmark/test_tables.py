@@ -1,5 +1,7 @@
 """Tables from records made up by hand, against figures worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from acedit.benchmark import tables
@@ -62,6 +64,26 @@ def test_table_4_says_what_skipping_costs() -> None:
     assert paraphrase.endswith("=")
     assert rest[1:] == ["41.19 / 47.34", "94.8 / 92.4", "91.0 / 89.3", "75.2 / 72.7"]
     assert "table4" not in tables.all_tables(rows(ace=ACE))
+
+
+def test_whole_stands_beside_filtered() -> None:
+    asked_of = [Record("direct", case, right, mean, passed) for case, right, mean, passed in (
+        ("a", 1.0, 2 / 3, True), ("b", 0.0, 0.0, True), ("c", 1.0, 1.0, False), ("d", 1.0, 1.0, False),
+    )]  # fmt: skip
+    ((_, questions, everything, *_rest),) = tables.whole_and_filtered(rows(ace=asked_of)).rows
+    assert (questions.split()[0], everything.split()[0]) == ("33.3", "75.0")
+    assert everything.endswith("(4)")
+
+
+def test_fluency_is_a_ratio_to_the_unedited_model() -> None:
+    made = rows(ace=ACE, pmet=ACE)
+    units = tuple(
+        (unit, replace(outcome, perplexity=after, before=20.0))
+        for (unit, outcome), after in zip(made.units, (22.0, 60.0), strict=True)
+    )
+    table = tables.fluency(replace(made, units=units))
+    assert [row[1:4] for row in table.rows] == [("20.00", "22.00", "1.100"), ("20.00", "60.00", "3.000")]
+    assert "fluency" not in tables.all_tables(made)
 
 
 def test_a_paired_difference_is_over_shared_cases_that_pass() -> None:

@@ -15,6 +15,7 @@ answer. It is one unless asked for otherwise, so that any number of workers make
 import hashlib
 import json
 import logging
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ from acedit import __version__
 from acedit.attribution.plan import Plan
 from acedit.benchmark.evaluate import PLANNED, edit_cases, shared_plan, size_of
 from acedit.benchmark.faults import Fault, audit, contradicting, counts, pack, without
+from acedit.benchmark.fluency import perplexity
 from acedit.benchmark.leak import LeakError
 from acedit.benchmark.pools import Inline, OnRay, Pool, Processes
 from acedit.benchmark.ripple import RippleCase, RippleScorer
@@ -45,7 +47,7 @@ log = logging.getLogger("acedit")
 
 AnyCase = Case | RippleCase
 
-PROTOCOL = 1  # of what is asked and how it is counted; goes up when a stored answer would be another
+PROTOCOL = 2  # of what is asked and how it is counted; goes up when a stored answer would be another
 TRIES = 2  # of an item whose worker dies
 ASKED_IN_SEQUENCE = 100  # cases asked at a step of a sequence, spread over those edited so far
 
@@ -64,6 +66,7 @@ class Job:
     known: tuple[Fact, ...] = ()
     planned: tuple[AnyCase, ...] = ()
     cache_dir: Path | None = None
+    scratch: Path | None = None  # where the patches of a sequence wait for its end
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Worker:
         self._job, self._lm = job, lm
         self._plan: Plan | None = None
         self._group = -1
+        self._before = perplexity(lm)
         self._scorer: Scorer | RippleScorer | None = None
 
     def run(self, item: Item) -> list[Outcome]:
@@ -131,7 +135,8 @@ class Worker:
         (unit,) = item.units
         if item.method.name == "base":
             asked = scorer.before
-            return Outcome(unit.key, tuple(asked), tuple(base_records(asked)))
+            records = tuple(base_records(asked))
+            return Outcome(unit.key, tuple(asked), records, perplexity=self._before, before=self._before)
         patch, seconds = self._edited(item, item.cases, self._job.known)
         with patch.applied(self._lm):
             scored = self._scored(item, unit, range(len(item.cases)))
@@ -163,10 +168,13 @@ class Worker:
         scorer = self._asking(item)
         asked = scorer.asked(picked)
         records = scorer.records(asked, left_out=item.method.amounts.left_out)
-        return Outcome(unit.key, tuple(asked), tuple(records))
+        now = perplexity(self._lm)
+        return Outcome(unit.key, tuple(asked), tuple(records), perplexity=now, before=self._before)
 
     def _sequence(self, item: Item) -> list[Outcome]:
-        self._asking(item)  # of the unedited model
+        # Of the unedited model, both.
+        self._asking(item)
+        self._planned(item.method)
         # One text for all steps: what it gives is kept, and is of the unedited model.
         text = belief_texts(self._job.known) or [
             f"{edit.prompt.format(edit.subject)} {edit.old or edit.target}."
@@ -179,7 +187,7 @@ class Worker:
         facts, seconds, rank, norm = 0, 0.0, 0, 0.0
         with ExitStack() as on:
             for step, case in enumerate(item.cases[: max(by_step)], 1):
-                patch, spent = self._edited(item, [case], list(known.values()), text)
+                patch, spent = self._step(item, step, list(known.values()), text)
                 on.enter_context(patch.applied(self._lm))
                 known |= {edit.key: edit.fact for edit in case.edits}
                 size = size_of(patch, self._lm)
@@ -188,7 +196,27 @@ class Worker:
                 if step in by_step:
                     scored = self._scored(item, by_step[step], _spread(step))
                     outcomes.append(replace(scored, facts=facts, seconds=seconds, rank=rank, norm=norm))
+        if self._job.scratch is not None:
+            shutil.rmtree(self._steps(item), ignore_errors=True)
         return outcomes
+
+    def _steps(self, item: Item) -> Path:
+        assert self._job.scratch is not None
+        return self._job.scratch / item.units[0].key[:32]
+
+    def _step(self, item: Item, step: int, known: Sequence[Fact], text: Sequence[str]) -> tuple[Patch, float]:
+        """The patch of a step of a sequence, and the seconds it took: kept until the sequence ends, so that
+        one that was killed goes on where it was."""
+        if self._job.scratch is None:
+            return self._edited(item, [item.cases[step - 1]], known, text)
+        folder = self._steps(item) / str(step)
+        try:
+            patch = Patch.load(folder)
+            return patch, float(patch.scores["seconds"])
+        except (UserError, KeyError):
+            patch, spent = self._edited(item, [item.cases[step - 1]], known, text)
+            patch.with_scores({"seconds": spent}).save(folder)
+            return patch, spent
 
 
 def _spread(n: int) -> list[int]:
@@ -320,7 +348,7 @@ def run(
             )
         groups = groups[:1]
     first = [case for group in groups for case in group][:PLANNED]
-    job = replace(job, planned=tuple(first))
+    job = replace(job, planned=tuple(first), scratch=Path(folder) / "sequence" if sequence else None)
     with Store.open(folder) as store, _threads(job.threads):
         say("loading the model")
         own = lm or load(job.model, dtype=job.dtype, device_map=job.device_map)

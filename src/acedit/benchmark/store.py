@@ -23,14 +23,15 @@ from typing import Any
 from acedit.benchmark.score import Asked, Record
 from acedit.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "run.sqlite"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS units (
     key TEXT PRIMARY KEY, method TEXT NOT NULL, at_once INTEGER NOT NULL, step INTEGER NOT NULL,
-    cases TEXT NOT NULL, error TEXT, facts INTEGER, seconds REAL, rank INTEGER, norm REAL
+    cases TEXT NOT NULL, error TEXT, facts INTEGER, seconds REAL, rank INTEGER, norm REAL,
+    perplexity REAL, before REAL
 );
 CREATE TABLE IF NOT EXISTS asked (
     unit TEXT NOT NULL, n INTEGER NOT NULL, metric TEXT NOT NULL, case_id TEXT NOT NULL,
@@ -58,7 +59,8 @@ class Unit:
 class Outcome:
     """What came of a unit: answers and records, or an error in one line; what the patch cost.
 
-    rank and norm (‖Δ‖/‖W‖) are the largest over the layers.
+    rank and norm (‖Δ‖/‖W‖) are the largest over the layers; perplexity is a token's over Wikitext with the
+    patch on, before the unedited model's (NaN where not asked).
     """
 
     key: str
@@ -69,6 +71,8 @@ class Outcome:
     seconds: float = 0.0
     rank: int = 0
     norm: float = 0.0
+    perplexity: float = float("nan")
+    before: float = float("nan")
 
 
 class Store:
@@ -144,10 +148,11 @@ class Store:
             for table in ("asked", "records"):
                 self._db.execute(f"DELETE FROM {table} WHERE unit = ?", (unit.key,))
             self._db.execute(
-                "INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     unit.key, unit.method, unit.at_once, unit.step, json.dumps(unit.cases), outcome.error,
                     outcome.facts, outcome.seconds, outcome.rank, outcome.norm,
+                    outcome.perplexity, outcome.before,
                 ),
             )  # fmt: skip
             self._db.executemany(
@@ -187,11 +192,11 @@ class Store:
         found = []
         for key in self.plan():
             if key in rows:
-                _, method, at_once, step, cases, error, facts, seconds, rank, norm = rows[key]
+                _, method, at_once, step, cases, error, facts, seconds, rank, *real = rows[key]
                 unit = Unit(key, method, tuple(json.loads(cases)), at_once, step)
-                norm = float("nan") if norm is None else norm  # SQLite has no NaN
-                outcome = Outcome(key, error=error, facts=facts, seconds=seconds, rank=rank, norm=norm)
-                found.append((unit, outcome))
+                # SQLite has no NaN.
+                norm, after, before = (float("nan") if x is None else x for x in real)
+                found.append((unit, Outcome(key, (), (), error, facts, seconds, rank, norm, after, before)))
         return found
 
     def records(self, keys: Sequence[str]) -> list[Record]:

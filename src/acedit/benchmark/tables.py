@@ -12,9 +12,10 @@ Footgun: seconds are in `costs` alone; all other tables of a run are the same ho
 """
 
 import html as html_text
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -240,6 +241,51 @@ def probabilities(rows: Rows) -> Table:
     )
 
 
+def whole_and_filtered(rows: Rows) -> Table:
+    """Accuracy without the filter, and over questions instead of cases."""
+    body = []
+    for method in rows.methods:
+        cells = []
+        for metric in ("direct", "cot", "subset"):
+            records = _picked(rows.of(method), [metric])
+            cells.append(cell([replace(r, right=r.mean) for r in records]))
+            if metric != "subset":
+                cells.append(cell([replace(r, passed=True) for r in records]))
+        body.append((method, *cells))
+    return Table(
+        "Over questions, and over all cases (%)",
+        (
+            "editor", "direct, of questions", "direct, all cases", "thought, of questions",
+            "thought, all cases", "subset of B.1, of questions",
+        ),
+        tuple(body),
+        (
+            "of questions: the share of a case's three answered right; all cases: also those the unedited "
+            "model did not answer", *rows.notes,
+        ),
+    )  # fmt: skip
+
+
+def fluency(rows: Rows) -> Table:
+    """Perplexity over Wikitext, as the model was and with the edits in."""
+    body = []
+    for method in rows.methods:
+        some = [o for unit, o in rows.units if unit.method == method and not math.isnan(o.before)]
+        if some:
+            before, after = (
+                sum(values) / len(some)
+                for values in zip(*((o.before, o.perplexity) for o in some), strict=True)
+            )
+            worst = max(o.perplexity / o.before for o in some)
+            body.append((method, f"{before:.2f}", f"{after:.2f}", f"{after / before:.3f}", f"{worst:.3f}"))
+    return Table(
+        "Fluency: perplexity of a token over Wikitext-2",
+        ("editor", "unedited", "edited", "ratio", "worst ratio"),
+        tuple(body),
+        ("a mean over the groups of cases edited together", *rows.notes),
+    )
+
+
 def ripple(rows: Rows) -> Table:
     """RippleEdits' axes."""
     columns = ("efficacy", *dict.fromkeys(AXES.values()))
@@ -304,7 +350,9 @@ def all_tables(rows: Rows) -> dict[str, Table]:
         return {"sequence": sequence(rows)}
     if any(case["position"] == "ripple" for case in rows.cases.values()):
         return {"ripple": ripple(rows)}
-    makers: Sequence[Callable[[Rows], Table]] = (table2, table3, table4, positions, probabilities)
+    makers: Sequence[Callable[[Rows], Table]] = (
+        table2, table3, table4, positions, probabilities, whole_and_filtered, fluency,
+    )  # fmt: skip
     made = {maker.__name__: maker(rows) for maker in makers}
     return {name: table for name, table in made.items() if table.rows}
 

@@ -1,0 +1,28 @@
+"""Fluency is the perplexity that a model's own logits give."""
+
+import math
+
+import pytest
+import torch
+
+from acedit.benchmark.fluency import perplexity, wikitext
+from tests.tiny import tiny_lm
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2", "mistral"])
+def test_perplexity_is_the_models_own(family: str) -> None:
+    lm = tiny_lm(family)
+    text = "Bo Ray is a citizen of Peru and Ann Lee of Chile."
+    ids = lm.tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        loss = lm.model(input_ids=ids, labels=ids).loss
+    assert perplexity(lm, text) == pytest.approx(math.exp(float(loss)), rel=1e-4)
+    assert math.isnan(perplexity(lm, ""))
+
+
+def test_wikitext_is_there_and_windows_stand_alone() -> None:
+    lm = tiny_lm("qwen3")
+    assert "lobster" in wikitext()
+    one, two = (perplexity(lm, windows=n) for n in (1, 2))
+    assert one != two
+    assert perplexity(lm, windows=2) == two
