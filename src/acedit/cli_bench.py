@@ -130,10 +130,11 @@ def _bench(args: argparse.Namespace) -> None:
         if name != "base":
             chosen += [plain.skipping(query=k) for k in args.skip_query]
             chosen += [plain.skipping(value=k) for k in args.skip_value]
-    cases, known = _bench_cases(args)
     if args.dtype is not None:
         known_dtype(args.dtype)
     progress = Progress(args.quiet)
+    progress.say("reading the cases")
+    cases, known = _bench_cases(args)
     job = runner.Job(
         args.model,
         dtype=args.dtype,

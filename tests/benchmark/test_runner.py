@@ -97,8 +97,13 @@ def test_a_killed_run_ends_with_the_same_table(
     assert printed(tmp_path) == printed(whole)
 
 
-def test_two_workers_make_the_same_table(whole: Path, job: Job, cases: list[Case], tmp_path: Path) -> None:
-    report = run(job, cases, METHODS, folder=tmp_path, workers=2)
+@pytest.mark.parametrize("ray", [None, "local"])
+def test_two_workers_make_the_same_table(
+    ray: str | None, whole: Path, job: Job, cases: list[Case], tmp_path: Path
+) -> None:
+    if ray:
+        pytest.importorskip("ray", reason="Ray is not installed (extra 'ray')")
+    report = run(job, cases, METHODS, folder=tmp_path, workers=2, ray=ray)
     assert report.made == 6
     assert printed(tmp_path) == printed(whole)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from acedit.attribution.plan import Plan
-from acedit.editing.edit import _own_answers, edit
+from acedit.editing.edit import edit, own_answers
 from acedit.editing.methods import Method, method, methods
 from acedit.editing.patch import Patch
 from acedit.errors import UserError
@@ -203,10 +203,10 @@ def test_primed_prompts_need_room_for_the_shots(tmp_path: Path) -> None:
         assert any(not torch.allclose(a.delta(), b.delta()) for a, b in pairs), name
 
 
-def test_held_prompts_take_the_models_own_answers(tmp_path: Path) -> None:
+def test_held_prompts_take_the_modelsown_answers(tmp_path: Path) -> None:
     lm = tiny_lm("qwen3")
     prompts = [Prompt("{} plays", "Bo Ray", "", "hold", 0), Prompt("{} is", "Bo Ray", "Peru", "single", 0)]
     said = lm.generate(["Bo Ray plays"], max_new_tokens=12)[0].strip()
-    single, held = _own_answers(lm, prompts)
+    single, held = own_answers(lm, prompts)
     assert single == prompts[1]
     assert held.answer == said

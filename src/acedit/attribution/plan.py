@@ -55,6 +55,12 @@ class Plan:
         )
 
 
+def middle_of(query: Sequence[int], value: Sequence[int]) -> tuple[int, ...]:
+    """The layer half-way between the query layers and the value layers; none where none lies between."""
+    between = range(query[-1] + 1, value[0])
+    return tuple(between[len(between) // 2 :][:1])
+
+
 def choose_layers(
     value: Sequence[float],
     query: Sequence[float],
@@ -89,8 +95,7 @@ def choose_layers(
     run = [layer for i, layer in enumerate(reached) if layer == reached[0] + i]
     by_query = sorted(run, key=lambda layer: -query[layer])[: max(1, min(2, len(run)))]
     query_layers = tuple(sorted(by_query))
-    between = list(range(query_layers[-1] + 1, value_layers[0]))
-    middle_layers = tuple(between[len(between) // 2 :][:1]) if between else ()
+    middle_layers = middle_of(query_layers, value_layers)
     held = sum(positive[c] for c in chosen) / total if total else 0.0
     return Plan(
         value_layers,

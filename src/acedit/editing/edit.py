@@ -77,7 +77,7 @@ def edit(
             "so chains that pass through it, and its neighbours, are not looked after"
         )
     texts = text or belief_texts(known)
-    known = _believed(lm, edits, known)
+    known = believed(lm, edits, known)
     memory: Mapping[str, Any] = {}
     if chosen.reader:
         memory, prompts = import_module(chosen.reader).remember(edits, known, exclude, seed)
@@ -122,7 +122,7 @@ def _check(edits: Sequence[Edit]) -> None:
             )
 
 
-def _believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) -> list[Fact]:
+def believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) -> list[Fact]:
     """`known` less the facts about new objects, up to three hops on, that the model does not hold."""
     by_subject: dict[str, list[Fact]] = {}
     for fact in known:
@@ -178,7 +178,7 @@ def _write(
     tell: Progress,
 ) -> list[Update]:
     """Targets, the sweep, the polish."""
-    prompts = _own_answers(lm, prompts)
+    prompts = own_answers(lm, prompts)
     replay = split(lm, [p for p in prompts if p.kind in KEPT], rows=512, spread=1.5)
     single = [p for p in prompts if p.kind not in KEPT]
     primed = _primed(lm, single) if chosen.primed else []
@@ -205,13 +205,13 @@ def _write(
         groups = [[p for p in single if p.edit == i] for i in range(len(edits))]
     updates: list[Update] = []
     if chosen.stages:
-        metric = _metric(lm, chosen, texts, touched, replay, cache_dir)
+        metric = metric_of(lm, chosen, texts, touched, replay, cache_dir)
         for group in groups:
             for stages in [(stage,) for stage in chosen.stages] if chosen.in_turn else [chosen.stages]:
                 with updates_in(lm, updates):
                     writings = _targets(lm, group, stages, plan, chosen, len(edits), tell)
                     tell("writing layer by layer")
-                    more = _swept(lm, writings, metric, chosen)
+                    more = swept(lm, writings, metric, chosen)
                 updates = _added(updates, more)
     else:
         zero = torch.zeros(lm.d_model, 1, device=lm.device)
@@ -234,7 +234,7 @@ def _write(
     return updates
 
 
-def _own_answers(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
+def own_answers(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     """`prompts`, those without an answer with what the model says to them; dropped where it says nothing."""
     unsaid = [p for p in prompts if not p.answer]
     said = lm.generate([p.text for p in unsaid], max_new_tokens=12) if unsaid else []
@@ -243,7 +243,7 @@ def _own_answers(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     return [p for p in prompts if p.answer] + own
 
 
-def _swept(
+def swept(
     lm: LanguageModel,
     writings: Sequence[Writing],
     metric: Callable[[int, float], Metric],
@@ -284,7 +284,7 @@ def _targets(
     return writings
 
 
-def _metric(
+def metric_of(
     lm: LanguageModel,
     chosen: Method,
     texts: Sequence[str],

@@ -1,0 +1,223 @@
+"""Choosing layers: an exhaustive sweep of query and value ranges against what `locate` and `screen` choose.
+
+    python benchmarks/layers.py --model bundled --longest 3 --out results/layers_bundled.json
+
+1. Every pair of contiguous ranges (query below value, at most --longest layers each) is written by
+   `ace-closed`'s stages on fresh dev cases, all at once, and asked: the ranking.
+2. The plan of attribution (Eq. 9, Eq. 10, reach) and the screened one, chosen from other cases' prompts.
+3. Both, and the sweep's first five, on fresh test cases: paired differences over questions.
+4. How well each criterion ranks layers: Spearman with what a single written layer does.
+
+Answers are greedy. The score is the mean of five shares: efficacy and paraphrase, direct multi-hop answers
+where the edit stands first, in the middle and last (over what the unedited model follows), and what
+stays (the three specificities). Interrupted, it goes on where it was.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from main_table import known_facts
+
+import acedit
+from acedit.benchmark.leak import starts
+from acedit.benchmark.score import Record, Scorer
+from acedit.editing.plan import locate
+from acedit.editing.screen import Trial, ranges, screen
+from acedit.editing.stages import updates_in
+from acedit.knowledge.facts import Case, cases_from
+from acedit.world.cases import make_cases
+from acedit.world.graph import build_world
+
+GROUPS = {
+    "efficacy": "edit", "paraphrase": "edit",
+    "explicit": "explicit", "middle": "middle", "implicit": "implicit",
+    "specificity_subject": "stays", "specificity_relation": "stays", "specificity_chain": "stays",
+}  # fmt: skip
+
+
+def draw(pool: str, seed: int, n: int) -> list[Case]:
+    return list(cases_from(make_cases(build_world(), seed=seed, n=n, edits=1, pool=pool)))
+
+
+def shares(records: Sequence[Record]) -> dict[str, float]:
+    """Mean by group, and their mean as "score"."""
+    marks = defaultdict(list)
+    for r in records:
+        if r.metric in GROUPS and r.passed:
+            marks[GROUPS[r.metric]].append(r.right)
+    found = {name: sum(m) / len(m) for name, m in marks.items()}
+    return {**found, "score": sum(found.values()) / len(found)}
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    rank = [np.argsort(np.argsort(x)) for x in (a, b)]
+    return float(np.corrcoef(rank)[0, 1])
+
+
+def paired(
+    ours: Sequence[Record], theirs: Sequence[Record], draws: int = 2000
+) -> tuple[float, float, float, int]:
+    """Difference of the score (ours - theirs), % points, its interval over cases drawn together; n."""
+    cases = sorted({r.case for r in ours})
+    place = {case: i for i, case in enumerate(cases)}
+    names = sorted(set(GROUPS.values()))
+    sums, counts = np.zeros((2, len(names), len(cases))), np.zeros((2, len(names), len(cases)))
+    for side, records in enumerate((ours, theirs)):
+        for r in records:
+            if r.metric in GROUPS and r.passed:
+                at = names.index(GROUPS[r.metric]), place[r.case]
+                sums[side][at] += r.right
+                counts[side][at] += 1
+    picks = np.random.default_rng(0).integers(0, len(cases), (draws, len(cases)))
+    each = sums[:, :, picks].sum(-1) / np.maximum(1, counts[:, :, picks].sum(-1))
+    scores = 100 * each.mean(1)
+    value = 100 * (sums.sum(-1) / counts.sum(-1)).mean(1)
+    low, high = np.percentile(scores[0] - scores[1], [2.5, 97.5])
+    return float(value[0] - value[1]), float(low), float(high), int(counts[0].sum())
+
+
+class Kept:
+    """Results by name in a JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = json.loads(path.read_text()) if path.exists() else {}
+
+    def of(self, name: str, make):
+        if name not in self.rows:
+            began = perf_counter()
+            self.rows[name] = make()
+            print(f"{name}: {perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
+            partial = self.path.with_suffix(".partial")
+            partial.write_text(json.dumps(self.rows, indent=1))
+            partial.replace(self.path)
+        return self.rows[name]
+
+
+def named(query: Sequence[int], value: Sequence[int]) -> str:
+    return f"q{','.join(map(str, query))} v{','.join(map(str, value))}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--longest", type=int, default=3)
+    parser.add_argument("--n", type=int, default=16, help="cases of the sweep, edited at once")
+    parser.add_argument("--finals", type=int, default=100, help="test cases of the last comparison")
+    parser.add_argument("--batch", type=int, default=20, help="of them edited at once")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", required=True)
+    args = parser.parse_args()
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    kept = Kept(out)
+    lm = acedit.load(args.model, dtype=torch.float32)
+    known = known_facts()
+    kept.of("settings", lambda: {"model": lm.fingerprint, **vars(args), "layers": lm.n_layers})
+
+    cases = draw("dev", 100 + args.seed, args.n)
+    edits = [case.edits[0] for case in cases]
+    trial = Trial(lm, edits, known, exclude=starts(cases), seed=args.seed)
+    scorer = Scorer(lm, cases, known=known, cot=False)
+
+    def written(query: Sequence[int], value: Sequence[int]):
+        def make() -> dict[str, float]:
+            with updates_in(lm, trial.write(tuple(query), tuple(value))):
+                return shares(scorer.score(range(len(cases))))
+
+        return kept.of(f"sweep {named(query, value)}", make)
+
+    every = ranges(range(lm.n_layers), args.longest)
+    alone = {("query", r): written(r, ()) for r in every}
+    alone |= {("value", r): written((), r) for r in every}
+    pairs = {(q, v): written(q, v)["score"] for q in every for v in every if q[-1] < v[0]}
+    best = sorted(pairs, key=lambda pair: -pairs[pair])
+
+    others = draw("dev", 200 + args.seed, args.n)
+    elsewhere = [case.edits[0] for case in others]
+
+    def by_attribution() -> dict[str, object]:
+        where = locate(lm, elsewhere, known=known, exclude=starts(others))
+        plan = where.plan
+        return {
+            "query": list(plan.query_layers),
+            "value": list(plan.value_layers),
+            "scores": {name: list(row) for name, row in plan.scores.items()},
+            "ffn_vector": [row.ffn_vector for row in where.layers],
+        }
+
+    def by_screening() -> dict[str, object]:
+        found = screen(Trial(lm, elsewhere, known, exclude=starts(others), seed=1), longest=args.longest)
+        return {"query": list(found[0].query), "value": list(found[0].value), "right": dict(found[0].right)}
+
+    plans = {
+        "attribution": kept.of("attribution", by_attribution),
+        "screened": kept.of("screened", by_screening),
+    }
+
+    finals = draw("test", 300 + args.seed, args.finals)
+    final_scorer = Scorer(lm, finals, known=known, cot=False)
+    groups = [range(at, min(at + args.batch, len(finals))) for at in range(0, len(finals), args.batch)]
+    trials: dict[int, Trial] = {}
+
+    def final(query: Sequence[int], value: Sequence[int]) -> list[Record]:
+        def make() -> list[list[object]]:
+            records = []
+            for g, group in enumerate(groups):
+                some = [finals[i] for i in group]
+                if g not in trials:
+                    trials[g] = Trial(lm, [c.edits[0] for c in some], known, exclude=starts(some), seed=2)
+                with updates_in(lm, trials[g].write(tuple(query), tuple(value))):
+                    records += final_scorer.score(group)
+            return [[r.metric, r.case, r.right, r.mean, r.passed] for r in records]
+
+        return [Record(*row) for row in kept.of(f"final {named(query, value)}", make)]
+
+    top = best[:5]
+    print(f"\nsweep: {len(pairs)} pairs; the first of the ranking")
+    for q, v in best[:10]:
+        row = kept.rows[f"sweep {named(q, v)}"]
+        print(f"  {named(q, v):16}", "  ".join(f"{k} {x:.2f}" for k, x in row.items()))
+    results = {named(q, v): final(q, v) for q, v in top}
+    leader = max(results, key=lambda name: shares(results[name])["score"])
+    print(f"\n{len(finals)} test cases; differences to the best of the sweep's five ({leader}), % points")
+    for name, records in results.items():
+        print(f"  sweep {name:16} {100 * shares(records)['score']:.1f}")
+    for name, plan in plans.items():
+        records = final(plan["query"], plan["value"])
+        value, low, high, n = paired(records, results[leader])
+        place = 1 + sum(
+            score > pairs.get((tuple(plan["query"]), tuple(plan["value"])), 0) for score in pairs.values()
+        )
+        print(
+            f"  {name:12} {named(plan['query'], plan['value']):16} {100 * shares(records)['score']:.1f}"
+            f"  {value:+.1f} [{low:+.1f}, {high:+.1f}], {n} questions; {place} of {len(pairs)} in the sweep"
+        )
+    figures = plans["attribution"]
+    single = range(lm.n_layers)
+    print("\nSpearman over layers, each written alone")
+    for kind, metric in (
+        ("value", "implicit"),
+        ("value", "score"),
+        ("query", "edit"),
+        ("query", "explicit"),
+        ("query", "score"),
+    ):
+        reached = [alone[kind, (layer,)][metric] for layer in single]
+        rows = {**figures["scores"], "ffn_vector": figures["ffn_vector"]}
+        rows["reach"] = [-x for x in rows["reach"]]
+        print(
+            f"  {kind} stage, {metric}:",
+            "  ".join(f"{name} {spearman(row, reached):+.2f}" for name, row in rows.items()),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Layers chosen by writing: a few edits are really made on every range of layers, and asked after.
+
+    trial = Trial(lm, edits, known, texts=texts)
+    trial.score(trial.write((0, 1), (5,)))       # shares right: edit, lead, ripple, middle, kept
+    screen(trial)                                # ranges of query and value layers, the best first
+
+Attribution says where a fact is read from, not where a closed form can write it (Hase et al. 2023; measured
+in docs/decisions.md), and the reach of v* says where an answer can be forced, not what else is then forced.
+So the edits are made, by the stages of `ace-closed`, on some of the prompts, and scored on others by the
+argmax under teacher forcing. Targets are searched once for each layer and stage.
+
+Footgun: no scored question may be among `edits` or `known`'s consequences; exclude them as in `edit`.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from acedit.attribution.plan import middle_of
+from acedit.editing.batch import Batch, split
+from acedit.editing.edit import KEPT, believed, metric_of, own_answers, swept
+from acedit.editing.methods import method
+from acedit.editing.stages import Stage, Update, Writing, updates_in
+from acedit.editing.target import Targets, search
+from acedit.knowledge.compose import Amounts, Composer, belief_texts
+from acedit.knowledge.facts import Edit, Fact
+from acedit.lm.model import LanguageModel
+
+AMOUNTS = Amounts(lead=6, ripple=8, middle=6, keep=3, replay=16)
+NAMES = {"single": "edit", "keep": "kept", "replay": "kept"}  # other kinds by their own name
+
+Range = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Screened:
+    """Ranges of layers and the shares right after they were written, by kind of prompt."""
+
+    query: Range
+    value: Range
+    right: Mapping[str, float]
+
+    @property
+    def score(self) -> float:
+        """The mean over kinds."""
+        return sum(self.right.values()) / len(self.right)
+
+
+def ranges(layers: Sequence[int], longest: int) -> list[Range]:
+    """Every contiguous range of `layers` of at most `longest`."""
+    return [tuple(layers[at : at + n]) for n in range(1, longest + 1) for at in range(len(layers) - n + 1)]
+
+
+class Trial:
+    """Edits that can be written on any layers, and what is asked of them then; `lm` stays as it is."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        edits: Sequence[Edit],
+        known: Sequence[Fact],
+        *,
+        exclude: Collection[str] = (),
+        seed: int = 0,
+        amounts: Amounts = AMOUNTS,
+        cache_dir: Path | None = None,
+    ) -> None:
+        self._lm, self._n = lm, len(edits)
+        self._method = replace(method("ace-closed"), amounts=amounts)
+        facts = believed(lm, edits, known)
+        made, others = (
+            own_answers(lm, Composer(edits, facts, exclude=exclude, seed=s, amounts=amounts).prompts())
+            for s in (seed, seed + 1)
+        )
+        self._written = [p for p in made if p.kind not in KEPT]
+        replay = split(lm, [p for p in made if p.kind in KEPT])
+        self._metric = metric_of(lm, self._method, belief_texts(known), range(lm.n_layers), replay, cache_dir)
+        seen = {p.text for p in self._written if p.kind != "single"}
+        self._held: dict[str, list[Batch]] = {}
+        for name in dict.fromkeys(NAMES.get(p.kind, p.kind) for p in others):
+            of_name = [p for p in others if NAMES.get(p.kind, p.kind) == name and p.text not in seen]
+            batches = split(lm, list(dict.fromkeys(of_name)))
+            if name == "kept":
+                batches = [b.pick(self._right(b).nonzero()[:, 0]) for b in batches]
+            self._held[name] = [b for b in batches if len(b)]
+        self._targets: dict[tuple[str, int], Targets] = {}
+
+    @property
+    def layers(self) -> int:
+        """How many the model has."""
+        return self._lm.n_layers
+
+    @torch.no_grad()
+    def _right(self, batch: Batch) -> torch.Tensor:
+        return batch.right(self._lm.head_logits(batch.at_answers(self._lm.run_backbone(batch.encoded))))
+
+    def _writing(self, stage: Stage, layers: Range) -> Writing | None:
+        batches = tuple(split(self._lm, [p for p in self._written if p.kind in stage.kinds]))
+        if not batches or not layers:
+            return None
+        at = (stage.name, layers[-1])
+        if at not in self._targets:
+            self._targets[at] = search(
+                self._lm,
+                batches,
+                layers[-1],
+                token=stage.token,
+                n_edits=self._n,
+                settings=stage.target,
+            )
+        return Writing(stage, layers, batches, self._targets[at])
+
+    def write(self, query: Range, value: Range) -> list[Update]:
+        """The updates of the stages that have layers; the middle stage lies between where both do."""
+        layers = {
+            "query": query,
+            "value": value,
+            "middle": middle_of(query, value) if query and value else (),
+        }
+        writings = [self._writing(stage, layers[stage.where]) for stage in self._method.stages]
+        return swept(self._lm, [w for w in writings if w is not None], self._metric, self._method)
+
+    def score(self, updates: Sequence[Update]) -> dict[str, float]:
+        """By kind of prompt: the share whose answer is the argmax; of what is kept, where it was before."""
+        with updates_in(self._lm, updates):
+            marks = {
+                name: [self._right(b) for b in batches] for name, batches in self._held.items() if batches
+            }
+        return {name: float(torch.cat(some).float().mean()) for name, some in marks.items()}
+
+    def __call__(self, query: Range, value: Range) -> Screened:
+        """Write, and score."""
+        return Screened(query, value, self.score(self.write(query, value)))
+
+
+def screen(
+    trial: Trial,
+    *,
+    longest: int = 3,
+    finalists: int = 4,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Screened]:
+    """Ranges of query layers and of value layers, on their own first, then the best of both together.
+
+    Returns the pairs, best first: query layers below value layers. A range is taken on with what it is
+    right about beside what it leaves as it was; `finalists` of each kind.
+    """
+    alone = ranges(range(trial.layers), longest)
+    total, done, best = 2 * len(alone) + finalists**2, 0, []
+    for kind in ("query", "value"):
+        tried = []
+        for layers in alone:
+            tried.append(trial(layers, ()) if kind == "query" else trial((), layers))
+            done += 1
+            progress(done, total)
+        best.append(sorted(tried, key=lambda t: -t.score))
+    pairs = [(q.query, v.value) for q in best[0] for v in best[1] if q.query[-1] < v.value[0]]
+    # The best pairs by the sum of what each reached alone.
+    alone_score = {**{("q", t.query): t.score for t in best[0]}, **{("v", t.value): t.score for t in best[1]}}
+    pairs.sort(key=lambda pair: -alone_score["q", pair[0]] - alone_score["v", pair[1]])
+    found = []
+    for query, value in pairs[: finalists**2]:
+        found.append(trial(query, value))
+        done += 1
+        progress(done, total)
+    return sorted(found, key=lambda t: -t.score)

@@ -1,0 +1,64 @@
+"""Layers chosen by writing: every range is tried, targets are searched once, the model stays."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from acedit.editing import screen as screening
+from acedit.editing.screen import Trial, ranges, screen
+from acedit.knowledge.facts import Edit, Fact
+from acedit.knowledge.relations import mquake
+from acedit.lm.model import LanguageModel
+from tests.tiny import tiny_lm
+
+R = mquake()
+EDITS = [Edit("Bo Ray", R["P27"], "Chile", "Peru"), Edit("Ann Lee", R["P27"], "Norway", "Peru")]
+KNOWN = [
+    *(Fact(f"Person {i}", R["P27"], ("Peru", "Chile", "Norway")[i % 3]) for i in range(12)),
+    *(Fact(f"Work {i}", R["P50"], ("Bo Ray", "Ann Lee")[i % 2]) for i in range(8)),
+    *(Fact(country, R["P36"], f"{country} City") for country in ("Peru", "Chile", "Norway")),
+]
+
+
+@pytest.fixture
+def lm() -> LanguageModel:
+    return tiny_lm("qwen3")
+
+
+@pytest.fixture
+def trial(lm: LanguageModel, tmp_path: Path) -> Trial:
+    return Trial(lm, EDITS, KNOWN, cache_dir=tmp_path)
+
+
+def test_ranges_are_contiguous_and_all_there() -> None:
+    assert ranges(range(4), 2) == [(0,), (1,), (2,), (3,), (0, 1), (1, 2), (2, 3)]
+    assert len(ranges(range(9), 9)) == 45
+
+
+def test_a_trial_writes_where_it_is_told_and_leaves_the_model(lm: LanguageModel, trial: Trial) -> None:
+    before = [p.clone() for p in lm.model.parameters()]
+    assert {u.layer for u in trial.write((0,), (2,))} >= {0, 2}
+    assert {u.layer for u in trial.write((), (1, 2))} == {1, 2}
+    assert all(torch.equal(a, b) for a, b in zip(before, lm.model.parameters(), strict=True))
+
+
+def test_what_is_kept_was_right_before(trial: Trial) -> None:
+    right = trial.score([])
+    assert right.get("kept", 1.0) == 1.0
+    assert all(0 <= share <= 1 for share in right.values())
+
+
+def test_targets_are_searched_once_for_each_layer(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[tuple[str, int]] = []
+    search = screening.search
+
+    def counting(lm, batches, layer, **rest):  # type: ignore[no-untyped-def]
+        searched.append((rest["token"], layer))
+        return search(lm, batches, layer, **rest)
+
+    monkeypatch.setattr(screening, "search", counting)
+    found = screen(trial, longest=2, finalists=2)
+    assert len(searched) == len(set(searched))
+    assert found and all(t.query[-1] < t.value[0] for t in found)
+    assert [t.score for t in found] == sorted((t.score for t in found), reverse=True)
