@@ -100,6 +100,8 @@ def test_identical_edits_merge_with_a_notice(tmp_path: Path, caplog: pytest.LogC
         (changed(prompt="no place for it"), "edits[0].prompt", "exactly one {}"),
         (changed(prompt="{} and {}"), "edits[0].prompt", "exactly one {}"),
         (changed(aliases="x"), "edits[0].aliases", "list of texts"),
+        (changed(target="\ud83d"), "edits[0].target", "surrogate"),
+        (changed(aliases=["\udc00"]), "edits[0].aliases", "surrogate"),
         ({**SMALL, "relations": []}, "relations", "object"),
         ({**SMALL, "relations": {"citizen": {}}}, "relations.citizen.prompts", "at least one cloze"),
         (

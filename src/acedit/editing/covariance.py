@@ -11,7 +11,7 @@ N² a layer: 1.2 GB for Qwen3-8B's N = 12,288, so name only the layers of the pl
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -69,9 +69,22 @@ def inverse_roots(
     layers: Sequence[int],
     *,
     ridge: float = 0.05,
+    beside: Mapping[int, Float[Tensor, "n_neurons n_neurons"]] | None = None,
+    weight: float = 0.0,
     cache_dir: Path | None = None,
 ) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
-    """C^(-1/2) of each layer (see `solve.whitening`), kept on disk beside C under the same key."""
+    """C^(-1/2) of each layer (see `solve.whitening`), kept on disk beside C under the same key.
+
+    beside: of each layer another second moment, scaled to C's trace and added `weight` times before the
+    root is taken; such roots are not kept.
+    """
+    if beside is not None and weight:
+        roots = {}
+        for layer, c in covariances(lm, texts, layers, cache_dir=cache_dir).items():
+            m = beside[layer].float()
+            whole = c + weight * c.trace() / m.trace().clamp(min=1e-12) * m
+            roots[layer] = whitening(whole, ridge / (1 + weight))
+        return roots
     folder = cache_dir or default_cache()
     key = f"{_key(lm, _windows(lm, texts, WINDOWS, WINDOW_TOKENS))}-root{ridge:g}"
     found = {layer: _kept(_file(folder, key, layer)) for layer in layers}

@@ -221,7 +221,10 @@ def _write(
         pulled = [p for p in single if p.kind in chosen.polished]
         whiten = None
         if chosen.polish.space == "whitened":
-            whiten = inverse_roots(lm, texts, touched, cache_dir=cache_dir)
+            held = [p for p in prompts if p.kind == "hold"]
+            near = chosen.polish.near if held else 0.0
+            moments = key_moments(lm, split(lm, held), touched) if near else None
+            whiten = inverse_roots(lm, texts, touched, beside=moments, weight=near, cache_dir=cache_dir)
         updates = polish(
             lm,
             updates,

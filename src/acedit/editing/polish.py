@@ -34,7 +34,8 @@ class Polish:
 
     space: "weights" moves Δ freely, "whitened" moves Z in Δ = Δ₀ + Z·P^(-1/2), so that steps are small
     along keys that are to be preserved, "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
-    α = 2·rank). lr is Adam's. replay: weight of the KL (nats a token) from the
+    α = 2·rank). near: weight in P of the keys of what is held (`Prompt.kind` "hold"), against the text's; 0
+    leaves P to the text. lr is Adam's. replay: weight of the KL (nats a token) from the
     unedited model on what must stay. rows: a step, half of each sort where both have so many. screen: draw
     those that are wrong first, and end when none is. passes: bounds the steps to so many for a batch
     of prompts that fits two steps' rows, and in proportion for more (None: `steps` for any). stop: a prompt
@@ -46,6 +47,7 @@ class Polish:
     lr: float = 1e-3
     space: Literal["weights", "whitened", "low_rank"] = "weights"
     rank: int = 8
+    near: float = 0.0
     replay: float = 1.0
     rows: int = 64
     screen: bool = True

@@ -33,6 +33,8 @@ from acedit.knowledge.relations import Relation
 T = TypeVar("T")
 
 PATHS = 64  # ways in of each length that are gone on with
+FRAMES = ("Tell me {}.", "Can you name {}?", "{}:", "{} is called")  # around a noun phrase, to ask for it
+FRAMED = 2  # of them a relation a subject is asked after
 
 Kind = Literal["single", "lead", "ripple", "middle", "keep", "hold", "replay"]
 
@@ -113,9 +115,11 @@ def asked(question: str) -> str:
 class Amounts:
     """How many prompts of each kind are made for an edit, at most.
 
-    hold: relations of the subject's kin that it is asked after, each as cloze and question. left_out: the
-    share of second relations (what follows from the new object) that no prompt asks, 0 but for measuring
-    how far an edit carries beyond its own prompts.
+    hold: relations of the subject's kin that it is asked after, each as cloze and question. kin: subjects of
+    the same relation that are asked after it in all its wordings and in some frames around its noun phrases,
+    so many for one edit and for each of n a share, one at least. left_out: the share of second relations
+    (what follows from the new object) that no prompt asks, 0 but for measuring how far an edit carries
+    beyond its own prompts.
     """
 
     lead: int = 8
@@ -124,6 +128,7 @@ class Amounts:
     keep: int = 6
     replay: int = 40  # twice that for one edit; for n, so many times 1 + n // 3
     hold: int = 0
+    kin: int = 0
     left_out: float = 0.0
 
 
@@ -162,7 +167,15 @@ class Composer:
         made: list[Prompt] = []
         for i, edit in enumerate(self.edits):
             rng = random.Random(f"{self._seed}/{edit.subject}/{edit.relation.id}")
-            for part in (self._single, self._lead, self._ripple, self._middle, self._keep, self._hold):
+            for part in (
+                self._single,
+                self._lead,
+                self._ripple,
+                self._middle,
+                self._keep,
+                self._hold,
+                self._kin,
+            ):
                 made.extend(dict.fromkeys(part(i, edit, rng)))
         made.extend(dict.fromkeys(self._replay(random.Random(f"{self._seed}/replay"))))
         return made
@@ -293,6 +306,25 @@ class Composer:
         }
         for id in rng.sample(sorted(relations), k=min(self.amounts.hold, len(relations))):
             yield from self._asks(edit.subject, [relations[id]], "", "hold", i, rng)
+            yield from self._framed(edit.subject, relations[id], i, rng, FRAMED if self.amounts.kin else 0)
+
+    def _framed(
+        self, subject: str, relation: Relation, i: int, rng: random.Random, count: int
+    ) -> Iterator[Prompt]:
+        """`count` ways of asking for a relation's noun phrase, to be held."""
+        framed = [sentence(f.format(phrase)) for f in FRAMES for phrase in relation.phrases]
+        for text in rng.sample(framed, k=min(count, len(framed))):
+            yield Prompt(text if text[-1] not in ".?" else asked(text), subject, "", "hold", i)
+
+    def _kin(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
+        """Others of the edit's relation, asked after it: what a new object must not be said of."""
+        others = {f.subject for f in self._same[edit.relation.id] if not reserved(*f.key)}
+        usable = sorted(others - self._exclude - {edit.subject})
+        count = -(-self.amounts.kin // len(self.edits))
+        for subject in rng.sample(usable, k=min(count, len(usable))):
+            for template in (*edit.relation.prompts, *map(asked, edit.relation.questions)):
+                yield Prompt(template, subject, "", "hold", i)
+            yield from self._framed(subject, edit.relation, i, rng, 2 * FRAMED)
 
     def _replay(self, rng: random.Random) -> Iterator[Prompt]:
         usable = [fact for fact in self._known if not reserved(*fact.key)]

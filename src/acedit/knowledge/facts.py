@@ -281,7 +281,12 @@ class _At:
         value: str = self.get(name, str, "give a text")
         if not value.strip() and not optional:
             raise self.fail(name, "is empty", "give a text")
-        return value.strip()
+        return self._whole(name, value).strip()
+
+    def _whole(self, name: str, value: str) -> str:
+        if any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise self.fail(name, f"is {value!r}, half of a surrogate pair", "write the sign as it is")
+        return value
 
     def texts(self, name: str) -> tuple[str, ...]:
         if self.row.get(name) is None:
@@ -289,7 +294,7 @@ class _At:
         values = self.get(name, list, "give a list of texts")
         if not all(isinstance(value, str) for value in values):
             raise self.fail(name, "holds something that is not a text", "give a list of texts")
-        return tuple(values)
+        return tuple(self._whole(name, value) for value in values)
 
     def template(self, name: str, value: str) -> str:
         if value.count("{}") != 1:
