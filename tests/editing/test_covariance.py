@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from acedit.editing.covariance import covariances
+from acedit.editing.covariance import covariances, inverse_roots
 from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
@@ -89,3 +89,18 @@ def test_a_patched_model_is_refused(tmp_path: Path) -> None:
         covariances(lm, TEXTS, [0], cache_dir=tmp_path)
     with pytest.raises(UserError, match="no tokens"):
         covariances(lm, [""], [0], cache_dir=tmp_path)
+
+
+def test_keys_beside_the_text_cost_a_step_along_them(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    key = torch.randn(lm.n_neurons)
+    beside = {1: torch.outer(key, key).double()}
+
+    def along(weight: float) -> float:
+        root = inverse_roots(lm, TEXTS, [1], beside=beside, weight=weight, cache_dir=tmp_path)[1]
+        return float((root @ key).norm() / key.norm())
+
+    assert along(0.0) > along(1.0) > along(10.0)
+    plain = inverse_roots(lm, TEXTS, [1], cache_dir=tmp_path)[1]
+    unweighed = inverse_roots(lm, TEXTS, [1], beside=beside, weight=0.0, cache_dir=tmp_path)[1]
+    assert torch.equal(plain, unweighed)

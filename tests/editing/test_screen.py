@@ -62,3 +62,13 @@ def test_targets_are_searched_once_for_each_layer(trial: Trial, monkeypatch: pyt
     assert len(searched) == len(set(searched))
     assert found and all(t.query[-1] < t.value[0] for t in found)
     assert [t.score for t in found] == sorted((t.score for t in found), reverse=True)
+
+
+def test_trial_edits_are_of_known_facts_to_other_objects() -> None:
+    edits = screening.trial_edits(KNOWN, 3)
+    held = {(f.subject, f.relation.id): f.object for f in KNOWN}
+    assert edits == screening.trial_edits(KNOWN, 3)
+    assert edits and len({e.subject for e in edits}) == len(edits)
+    for edit in edits:
+        assert held[edit.key] == edit.old != edit.target
+        assert edit.subject in {f.object for f in KNOWN}

@@ -181,3 +181,22 @@ def test_a_subject_is_held_to_what_its_kin_are_asked(world: World, known: list[F
     mine = {p.template for p in held if p.edit == 0}
     assert mine and mine <= templates
     assert not any(p.kind == "hold" for p in Composer(edits, known, amounts=Amounts(hold=0)).prompts())
+
+
+def test_kin_are_asked_in_every_wording_and_in_frames(world: World, known: list[Fact]) -> None:
+    edits = edits_of(world)[:1]
+    (edit,) = edits
+    away = sorted({f.subject for f in known if f.relation.id == edit.relation.id} - {edit.subject})[0]
+    composer = Composer(edits, known, exclude={away}, amounts=Amounts(hold=4, kin=6))
+    held = [p for p in composer.prompts() if p.kind == "hold"]
+    kin = {p.subject for p in held} - {edit.subject}
+    assert 1 <= len(kin) <= 6 and away not in kin
+    assert not any(reserved(subject, edit.relation.id) for subject in kin)
+    wordings = {*edit.relation.prompts, *map(asked, edit.relation.questions)}
+    for subject in kin:
+        mine = {p.template for p in held if p.subject == subject}
+        assert wordings < mine
+        assert all(template.count("{}") == 1 for template in mine)
+    shared = Composer([edit] * 1 + edits_of(world)[1:4], known, amounts=Amounts(kin=8)).prompts()
+    each = {p.edit: len({q.subject for q in shared if q.kind == "hold" and q.edit == p.edit}) for p in shared}
+    assert max(each.values()) <= 8

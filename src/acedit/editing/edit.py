@@ -221,9 +221,10 @@ def _write(
         pulled = [p for p in single if p.kind in chosen.polished]
         whiten = None
         if chosen.polish.space == "whitened":
-            held = [p for p in prompts if p.kind == "hold"]
-            near = chosen.polish.near if held else 0.0
-            moments = key_moments(lm, split(lm, held), touched) if near else None
+            # Keys of the edited subjects themselves are where the edit is to be written.
+            kin = [p for p in prompts if p.kind == "hold" and p.subject != edits[p.edit].subject]
+            near = chosen.polish.near if kin else 0.0
+            moments = key_moments(lm, split(lm, kin), touched) if near else None
             whiten = inverse_roots(lm, texts, touched, beside=moments, weight=near, cache_dir=cache_dir)
         updates = polish(
             lm,

@@ -34,7 +34,7 @@ class Polish:
 
     space: "weights" moves Δ freely, "whitened" moves Z in Δ = Δ₀ + Z·P^(-1/2), so that steps are small
     along keys that are to be preserved, "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
-    α = 2·rank). near: weight in P of the keys of what is held (`Prompt.kind` "hold"), against the text's; 0
+    α = 2·rank). near: weight in P of the keys of kin (other subjects that are held), against the text's; 0
     leaves P to the text. lr is Adam's. replay: weight of the KL (nats a token) from the
     unedited model on what must stay. rows: a step, half of each sort where both have so many. screen: draw
     those that are wrong first, and end when none is. passes: bounds the steps to so many for a batch

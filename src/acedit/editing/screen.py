@@ -12,6 +12,7 @@ argmax under teacher forcing. Targets are searched once for each layer and stage
 Footgun: no scored question may be among `edits` or `known`'s consequences; exclude them as in `edit`.
 """
 
+import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from acedit.editing.edit import KEPT, believed, metric_of, own_answers, swept
 from acedit.editing.methods import method
 from acedit.editing.stages import Stage, Update, Writing, updates_in
 from acedit.editing.target import Targets, search
-from acedit.knowledge.compose import Amounts, Composer, belief_texts
+from acedit.knowledge.compose import Amounts, Composer, belief_texts, reserved
 from acedit.knowledge.facts import Edit, Fact
 from acedit.lm.model import LanguageModel
 
@@ -166,3 +167,29 @@ def screen(
         done += 1
         progress(done, total)
     return sorted(found, key=lambda t: -t.score)
+
+
+def trial_edits(known: Sequence[Fact], n: int, seed: int = 0) -> list[Edit]:
+    """At most `n` edits of known facts to other objects of their relation, for want of the user's own.
+
+    Of subjects that some known fact leads to, one edit a subject; reserved facts are left alone.
+    """
+    rng = random.Random(f"{seed}/trial")
+    led_to = {fact.object for fact in known}
+    objects: dict[str, set[str]] = {}
+    for fact in known:
+        objects.setdefault(fact.relation.id, set()).add(fact.object)
+    usable = [
+        fact
+        for fact in known
+        if fact.subject in led_to
+        and fact.relation.phrases
+        and len(objects[fact.relation.id]) > 1
+        and not reserved(*fact.key)
+    ]
+    by_subject = {fact.subject: fact for fact in rng.sample(usable, k=len(usable))}
+    edits = []
+    for fact in list(by_subject.values())[:n]:
+        new = rng.choice(sorted(objects[fact.relation.id] - {fact.object}))
+        edits.append(Edit(fact.subject, fact.relation, new, fact.object))
+    return edits
