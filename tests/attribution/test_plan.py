@@ -1,55 +1,62 @@
-"""The plan: fewest value layers that hold the share, query layers below and within reach."""
+"""The plan: layers whose v* serves prompts it was not searched on, query below value."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acedit.attribution.plan import Plan, choose_layers
+from acedit.attribution.plan import Plan, Reach, alike, choose_layers, middle_of
 from acedit.errors import UserError
 
-finite = st.floats(-10, 10, allow_nan=False)
-table = st.integers(2, 40).flatmap(
-    lambda n: st.tuples(*(st.lists(finite, min_size=n, max_size=n) for _ in range(3)))
+finite = st.floats(0, 20, allow_nan=False)
+losses = st.tuples(st.integers(1, 20), st.integers(1, 5)).flatmap(
+    lambda shape: st.tuples(
+        *(
+            st.lists(
+                st.lists(finite, min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0]
+            )
+            for _ in range(2)
+        )
+    )
 )
 
 
-@given(table)
-def test_layers_are_in_order_and_within_the_model(rows: tuple[list[float], list[float], list[float]]) -> None:
-    value, query, reach = rows
-    plan = choose_layers(value, query, reach).checked(len(value))
-    assert plan.value_layers
-    assert plan.query_layers
-    assert plan.query_layers[-1] <= plan.value_layers[-1]
-    assert set(plan.middle_layers).isdisjoint(plan.value_layers)
+@given(losses)
+def test_layers_are_in_order_and_within_the_model(rows: tuple[list[list[float]], list[list[float]]]) -> None:
+    plan = choose_layers(Reach(*rows)).checked(len(rows[0]))
+    (query,), (value,) = plan.query_layers, plan.value_layers
+    assert query < value or len(rows[0]) == 1
+    assert all(query < layer < value for layer in plan.middle_layers)
     assert Plan.from_json(plan.to_json()) == plan
 
 
-@given(table, st.floats(0.1, 0.9))
-def test_value_layers_are_the_fewest_that_hold_the_share(
-    rows: tuple[list[float], list[float], list[float]], share: float
-) -> None:
-    value, query, reach = rows
-    chosen = choose_layers(value, query, reach, share=share).value_layers
-    positive = [max(0.0, v) for v in value]
-    total = sum(positive)
-    if total == 0:
-        assert len(chosen) == 1
-        return
-    top = sorted(positive, reverse=True)
-    assert sum(positive[c] for c in chosen) >= share * total - 1e-9
-    assert sum(top[: len(chosen) - 1]) < share * total
+@given(losses)
+def test_the_best_layer_is_among_those_alike(rows: tuple[list[list[float]], list[list[float]]]) -> None:
+    layers = range(len(rows[0]))
+    run = alike(rows[0], layers)
+    means = [sum(row) / len(row) for row in rows[0]]
+    assert min(means) == min(means[layer] for layer in run)
+    assert list(run) == list(range(run[0], run[-1] + 1))
 
 
-def test_query_layers_are_within_reach() -> None:
-    plan = choose_layers(
-        [0.0, 0.0, 0.0, 0.0, 1.0, 5.0],
-        [9.0, 1.0, 1.0, 9.0, 9.0, 0.0],
-        [0.8, 0.7, 0.8, 1.5, 1.8, 10.0],
-        slack=0.05,
-    )
-    assert plan.value_layers == (5,)
-    assert set(plan.query_layers) <= {0, 1, 2}
-    assert 0 in plan.query_layers
+def test_a_clear_difference_is_not_alike_and_a_doubtful_one_is() -> None:
+    clear = [[0.1, 0.2, 0.1], [0.2, 0.3, 0.2], [5.0, 5.1, 4.9]]
+    assert alike(clear, range(3)) == (0,)
+    doubtful = [[0.1, 0.9, 0.1], [0.9, 0.1, 0.2], [5.0, 5.1, 4.9]]
+    assert alike(doubtful, range(3)) == (0, 1)
+
+
+def test_query_layers_are_shallow_and_value_layers_deep_where_v_says_so() -> None:
+    shallow = [[0.4], [0.4], [1.9], [1.5], [3.4], [7.0]]
+    deep = [[2.6], [1.0], [0.1], [0.01], [0.01], [0.01]]
+    plan = choose_layers(Reach(shallow, deep), value=[1.0] * 6, query=[2.0] * 6)
+    assert (plan.query_layers, plan.middle_layers, plan.value_layers) == ((0,), (2,), (4,))
+    assert plan.scores["reach"] == [0.4, 0.4, 1.9, 1.5, 3.4, 7.0]
+    assert "layers 0 to 1 serve as well" in plan.reason["query"]
+
+
+def test_the_middle_is_between() -> None:
+    assert middle_of((0,), (5,)) == (3,)
+    assert middle_of((0, 1), (2,)) == ()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Scores by layer over a set of prompts, and the reach of v*: what the plan is chosen from.
+"""Scores by layer over a set of prompts.
 
 table = measure(lm, edits, prompts)
-table.value, table.query, table.reach       # one figure a layer
+table.value, table.query       # one figure a layer
 """
 
 from collections.abc import Iterator, Sequence

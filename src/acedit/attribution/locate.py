@@ -15,20 +15,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from acedit.attribution.layers import measure
-from acedit.attribution.plan import Plan, choose_layers
+from acedit.attribution.plan import Plan, Reach, choose_layers
 from acedit.attribution.value import Neuron, top_tokens
 from acedit.errors import UserError
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit
 from acedit.lm.model import LanguageModel
 
-Reach = Callable[[LanguageModel, Sequence[Edit], Sequence[Prompt]], Sequence[float]]
+ReachOf = Callable[[LanguageModel, Sequence[Edit], Sequence[Prompt]], Reach]
 
 
 @dataclass(frozen=True)
 class LayerRow:
     """One layer: value score (nats), query score, what its FFN and attention vectors score as a whole
-    (nats), and the loss v* attains at the subject's last token there (nats a token)."""
+    (nats), and the loss of v* there on prompts it was not searched on (nats a token): at the subject's last
+    token of single-hop prompts, and at the last token of prompts that lead to the subject.
+    """
 
     layer: int
     value: float
@@ -36,6 +38,7 @@ class LayerRow:
     ffn_vector: float
     attention_vector: float
     reach: float
+    value_reach: float
 
 
 @dataclass(frozen=True)
@@ -49,24 +52,21 @@ class Location:
 
 
 def locate_with(
-    lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], *, top: int, reach_of: Reach
+    lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], *, top: int, reach_of: ReachOf
 ) -> Location:
     """The location of `edits`' old facts, from prompts a `Composer` made. Raises UserError for top < 1."""
     if top < 1:
         raise UserError(f"top {top}: ask for at least one neuron")
     table = measure(lm, edits, prompts, top=top)
-    reach = tuple(reach_of(lm, edits, prompts))
-    rows = tuple(
-        LayerRow(layer, *figures)
-        for layer, figures in enumerate(
-            zip(table.value, table.query, table.ffn_vector, table.attention_vector, reach, strict=True)
-        )
-    )
+    reach = reach_of(lm, edits, prompts)
+    query_reach, value_reach = reach.means()
+    columns = (table.value, table.query, table.ffn_vector, table.attention_vector, query_reach, value_reach)
+    rows = tuple(LayerRow(layer, *figures) for layer, figures in enumerate(zip(*columns, strict=True)))
     return Location(
         value_neurons=_named(lm, table.value_neurons, table.signs),
         query_neurons=_named(lm, table.query_neurons, table.signs),
         layers=rows,
-        plan=choose_layers(table.value, table.query, reach).checked(lm.n_layers),
+        plan=choose_layers(reach, value=table.value, query=table.query).checked(lm.n_layers),
     )
 
 

@@ -1,12 +1,14 @@
 """The plan: which layers an edit is written in, and why.
 
-    plan = choose_layers(value, query, reach)
+    plan = choose_layers(reach)
     plan.value_layers, plan.query_layers, plan.middle_layers, plan.reason
 
-Value layers are the fewest FFN layers that hold `share` of the value score (Eq. 9) over multi-hop
-prompts at the last token. Query layers lie below them: those among which a v* at the subject's last
-token can still say the new object (the *reach*), deepest first by query score (Eq. 10). Middle layers,
-for facts with hops on both sides, lie between.
+What decides is the *reach* of v*: searched at a layer and token on some prompts, what loss does it leave on
+others? A query layer is where a v* at the subject's last token serves other wordings of the fact, a value
+layer where one at the last token serves other chains that lead to the subject. In a sweep of all ranges
+this names the best layers, and Eq. 9 and Eq. 10 do not (docs/decisions.md; compare Hase et al. 2023). They
+rank layers all the same, for those who leave out the most important (Table 4). Middle layers, for facts
+with hops on both sides, lie between.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,53 +63,70 @@ def middle_of(query: Sequence[int], value: Sequence[int]) -> tuple[int, ...]:
     return tuple(between[len(between) // 2 :][:1])
 
 
-def choose_layers(
-    value: Sequence[float],
-    query: Sequence[float],
-    reach: Sequence[float],
-    *,
-    share: float = 0.5,
-    slack: float = 0.5,
-) -> Plan:
-    """A plan from scores by layer.
+@dataclass(frozen=True)
+class Reach:
+    """Losses (nats a token) of v* on prompts it was not searched on: a row a layer, a column an edit.
 
-    value, query: summed scores (nats, coefficient units), at least one layer each; reach: loss (nats a
-    token) that v* attains at the subject's last token of each layer, lower is better. share: of the
-    positive value score that the value layers hold. slack: a layer is within reach if its loss is at
-    most `slack` of the way from the best to the worst.
+    query: at the subject's last token of single-hop prompts. value: at the last token of prompts that lead
+    to the subject (of single-hop ones where there are none).
     """
-    n = len(value)
-    positive = [max(0.0, v) for v in value]
-    total = sum(positive)
-    ranked = sorted(range(n), key=lambda layer: -value[layer])
-    chosen: list[int] = []
-    for layer in ranked:
-        chosen.append(layer)
-        if sum(positive[c] for c in chosen) >= share * total:
-            break
-    value_layers = tuple(sorted(chosen))
-    best, worst = min(reach), max(reach)
-    limit = best + slack * (worst - best)
-    reached = [layer for layer in range(n) if reach[layer] <= limit and layer < value_layers[-1]]
-    reached = reached or [0]
-    # The write is at the subject's token: the last of a run that starts at the bottom is as deep as
-    # the subject's name still decides what is said of it.
-    run = [layer for i, layer in enumerate(reached) if layer == reached[0] + i]
-    by_query = sorted(run, key=lambda layer: -query[layer])[: max(1, min(2, len(run)))]
-    query_layers = tuple(sorted(by_query))
-    middle_layers = middle_of(query_layers, value_layers)
-    held = sum(positive[c] for c in chosen) / total if total else 0.0
+
+    query: Sequence[Sequence[float]]
+    value: Sequence[Sequence[float]]
+
+    def means(self) -> tuple[list[float], list[float]]:
+        """By layer: the mean of each."""
+        query, value = ([sum(row) / len(row) for row in rows] for rows in (self.query, self.value))
+        return query, value
+
+
+def alike(losses: Sequence[Sequence[float]], among: Sequence[int]) -> tuple[int, ...]:
+    """The run of layers of `among` around the one of least mean loss that do as well: the mean difference
+    to it, paired over edits, is within its standard error."""
+    means = {layer: sum(losses[layer]) / len(losses[layer]) for layer in among}
+    best = min(among, key=lambda layer: means[layer])
+
+    def as_good(layer: int) -> bool:
+        differences = [a - b for a, b in zip(losses[layer], losses[best], strict=True)]
+        n, mean = len(differences), means[layer] - means[best]
+        spread = sum((d - mean) ** 2 for d in differences) / (n - 1) if n > 1 else 0.0
+        return bool(mean <= (spread / n) ** 0.5)
+
+    first = last = list(among).index(best)
+    while first > 0 and as_good(among[first - 1]):
+        first -= 1
+    while last + 1 < len(among) and as_good(among[last + 1]):
+        last += 1
+    return tuple(among[first : last + 1])
+
+
+def choose_layers(reach: Reach, *, value: Sequence[float] = (), query: Sequence[float] = ()) -> Plan:
+    """A plan from the reach of v* in each layer: the middle of the layers that serve best, for each stage.
+
+    Value layers lie above query layers. value, query: scores of Eq. 9 and Eq. 10 by layer, kept in the plan.
+    """
+    n = len(reach.query)
+    run = alike(reach.query, range(max(1, n - 1)))
+    query_layer = run[(len(run) - 1) // 2]
+    above = alike(reach.value, range(query_layer + 1, n) or range(n))
+    value_layer = above[(len(above) - 1) // 2]
+    means = reach.means()
+    middle = middle_of((query_layer,), (value_layer,)) if value_layer > query_layer else ()
+
+    def said(layers: Sequence[int], layer: int, loss: float, where: str) -> str:
+        others = "no layer beside it serves as well"
+        if len(layers) > 1:
+            others = f"layers {layers[0]} to {layers[-1]} serve as well"
+        return f"v* at {where} of layer {layer} leaves {loss:.2f} nats on prompts not searched on; {others}"
+
     return Plan(
-        value_layers,
-        query_layers,
-        middle_layers,
+        (value_layer,),
+        (query_layer,),
+        middle,
         {
-            "value": f"layers {value_layers} hold {held:.0%} of the value score (Eq. 9) at the last token",
-            "query": (
-                f"layers {query_layers} have the highest query score (Eq. 10) of the run of layers from "
-                f"{reached[0]} up where v* at the subject's last token reaches {limit:.2f} nats"
-            ),
-            "middle": "half-way between query and value layers" if middle_layers else "no layer lies between",
+            "value": said(above, value_layer, means[1][value_layer], "the last token"),
+            "query": said(run, query_layer, means[0][query_layer], "the subject's last token"),
+            "middle": "half-way between query and value layers" if middle else "no layer lies between",
         },
-        {"value": list(value), "query": list(query), "reach": list(reach)},
+        {"value": list(value), "query": list(query), "reach": means[0], "value_reach": means[1]},
     )

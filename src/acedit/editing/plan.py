@@ -7,37 +7,51 @@ plan = find_plan(lm, edits, prompts)
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from acedit.attribution.layers import spaced
 from acedit.attribution.locate import Location, locate_with
-from acedit.attribution.plan import Plan
+from acedit.attribution.plan import Plan, Reach
 from acedit.editing.batch import split
-from acedit.editing.target import TargetSettings, search
+from acedit.editing.target import TargetSettings, loss_with, search
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt
 from acedit.knowledge.facts import Edit, Fact
 from acedit.lm.model import LanguageModel
 
 REACH = TargetSettings(steps=15)
-SAMPLED = 4  # edits whose reach is measured,
-WORDINGS = 3  # on so many of their single-hop prompts
+SAMPLED = 8  # edits whose reach is measured,
+PROMPTS = 8  # on so many of their prompts
 
 
-def reach_of(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> list[float]:
-    """By layer: the loss (nats a token) that v* attains at the subject's last token.
+def reach_of(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> Reach:
+    """The loss of v* on prompts it was not searched on, by layer and edit, for both stages of an edit.
 
-    A mean over at most `SAMPLED` edits, spread over the batch.
+    At most `SAMPLED` edits, spread over the batch. v* is searched on every other prompt of an edit, and
+    asked on the rest (on the same where there is but one).
     """
-    sampled = range(0, len(edits), -(-len(edits) // SAMPLED))
-    place = {edit: i for i, edit in enumerate(sampled)}
-    single = [
-        replace(p, edit=i)
-        for edit, i in place.items()
-        for p in [p for p in prompts if p.kind == "single" and p.edit == edit][:WORDINGS]
-    ]
-    batches = split(lm, single)
-    return [
-        float(search(lm, batches, layer, token="subject", n_edits=len(place), settings=REACH).loss.mean())
-        for layer in range(lm.n_layers)
-    ]
+    return Reach(
+        _held_loss(lm, edits, [p for p in prompts if p.kind == "single"], "subject"),
+        _held_loss(lm, edits, [p for p in prompts if p.kind == "lead"], "last")
+        or _held_loss(lm, edits, [p for p in prompts if p.kind == "single"], "last"),
+    )
+
+
+def _held_loss(
+    lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], token: str
+) -> list[list[float]]:
+    sampled = spaced([i for i in range(len(edits)) if any(p.edit == i for p in prompts)], SAMPLED)
+    searched, held = [], []
+    for place, edit in enumerate(sampled):
+        rows = [replace(p, edit=place) for p in spaced([p for p in prompts if p.edit == edit], PROMPTS)]
+        searched += rows[::2]
+        held += rows[1::2] or rows
+    if not sampled:
+        return []
+    batches, asked = split(lm, searched), split(lm, held)
+    losses = []
+    for layer in range(lm.n_layers):
+        found = search(lm, batches, layer, token=token, n_edits=len(sampled), settings=REACH)
+        losses.append(loss_with(lm, asked, layer, found.delta, token=token).tolist())
+    return losses
 
 
 def locate(

@@ -14,7 +14,7 @@ the prompts at hand; what no prompt asks is protected by the space Δ moves in, 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,6 +27,10 @@ from acedit.editing.stages import Update, adding
 from acedit.lm.model import LanguageModel
 from acedit.lm.suffix import Suffix
 
+# A fact of few prompts, all of them in every step, is learned by heart before the steps have gone far.
+FEWEST, SHARE = 16, 20
+LEAST = 60  # steps that `passes` leaves to the fewest prompts
+
 
 @dataclass(frozen=True)
 class Polish:
@@ -35,10 +39,10 @@ class Polish:
     space: "weights" moves Δ freely, "whitened" moves Z in Δ = Δ₀ + Z·P^(-1/2), so that steps are small
     along keys that are to be preserved, "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
     α = 2·rank). near: weight in P of the keys of kin (other subjects that are held), against the text's; 0
-    leaves P to the text. lr is Adam's. replay: weight of the KL (nats a token) from the
-    unedited model on what must stay. rows: a step, half of each sort where both have so many. screen: draw
-    those that are wrong first, and end when none is. passes: bounds the steps to so many for a batch
-    of prompts that fits two steps' rows, and in proportion for more (None: `steps` for any). stop: a prompt
+    leaves P to the text. lr is Adam's. replay: weight of the KL (nats a token) from the unedited model on
+    what must stay. rows: a step, half of each sort where both have so many, and no more than a 1/`SHARE` of
+    all prompts (but `FEWEST`). screen: draw those that are wrong first, and end when none is. passes: bounds
+    the steps (but `LEAST`) to so many looks at a prompt on average (None: `steps` for any). stop: a prompt
     of the edit is done below this NLL, drift: a kept one is unharmed below this KL (both nats a token).
     """
 
@@ -102,6 +106,8 @@ def polish(
     """
     if not edit_batches or settings.steps <= 0:
         return list(updates)
+    total = sum(map(len, [*edit_batches, *replay_batches]))
+    settings = replace(settings, rows=min(settings.rows, max(FEWEST, total // SHARE)))
     generator = torch.Generator().manual_seed(seed)
     first_layer = min(update.layer for update in updates)
     parts = [Part(lm, batch, first_layer, kept=False) for batch in edit_batches]
@@ -111,7 +117,7 @@ def polish(
     pool = _Pool(parts, settings)
     steps = settings.steps
     if settings.passes is not None:
-        steps = min(steps, round(settings.passes * max(2.0, len(pool) / settings.rows) / 2))
+        steps = min(steps, max(LEAST, round(settings.passes * total / settings.rows)))
     for step in range(steps):
         if settings.screen and pool.seems_done():
             with _moving_in(lm, moving), torch.no_grad():
@@ -148,9 +154,6 @@ class _Pool:
         limit = torch.where(self._kept, settings.drift, settings.stop)
         self._limit = limit
         self._last = torch.full_like(limit, float("inf"))
-
-    def __len__(self) -> int:
-        return len(self._last)
 
     def seen(self, part: int, rows: Tensor, losses: Tensor) -> None:
         self._last[self._start[part] + rows.cpu()] = losses.float().cpu()

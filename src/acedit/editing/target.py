@@ -101,6 +101,29 @@ def search(
     return Targets(delta[-1].detach(), loss)
 
 
+@torch.no_grad()
+def loss_with(
+    lm: LanguageModel,
+    batches: Sequence[Batch],
+    layer: int,
+    delta: Float[Tensor, "n_edits d_model"],
+    *,
+    token: str,
+) -> Float[Tensor, " n_edits"]:
+    """Mean NLL (nats a token) of each edit's rows with its δ put in: what a δ found elsewhere does here.
+
+    NaN for an edit without rows.
+    """
+    total = torch.zeros(len(delta), device=lm.device)
+    count = torch.zeros_like(total)
+    for batch in batches:
+        run = _Run(lm, batch, layer, token, attention=False)
+        nll, _ = run.losses(delta[None])
+        total = total.index_add(0, run.edit, nll)
+        count = count.index_add(0, run.edit, torch.ones_like(nll))
+    return total / count
+
+
 class _Run:
     """One batch's suffix from the layer up, with δ put in."""
 

@@ -235,11 +235,17 @@ class Composer:
                 yield Prompt(text, edit.subject, edit.target, "single", i)
 
     def _onward(self, edit: Edit, rng: random.Random) -> list[tuple[Fact, ...]]:
-        """Chains of one to three hops on from the new object: all of one, then two and three in turn."""
+        """Chains of one to three hops on from the new object: all of one, then two and three in turn.
+
+        Not by a relation that the subject may have itself and cannot be held to, its own fact being
+        reserved: what is said of the new object would be said of the subject too.
+        """
+        own = self._of_kin(edit)
         first = [
             fact
             for fact in self._after[edit.target]
             if fact.object != edit.subject
+            and not (fact.relation.id in own and reserved(edit.subject, fact.relation.id))
             and not left_out(edit.subject, fact.relation.id, self.amounts.left_out)
         ]
         by_length: list[list[tuple[Fact, ...]]] = [[(fact,) for fact in first]]
@@ -291,18 +297,20 @@ class Composer:
         for fact in others[: self.amounts.keep]:
             yield from self._asks(edit.subject, [fact.relation], fact.object, "keep", i, rng)
 
+    def _of_kin(self, edit: Edit) -> dict[str, Relation]:
+        """What subjects of the edit's relation have, by id: what the edited one might be asked after."""
+        kin = sorted({fact.subject for fact in self._same[edit.relation.id]})
+        return {fact.relation.id: fact.relation for subject in kin for fact in self._after[subject]}
+
     def _hold(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         """The subject asked after what others of its kind have, at most `Amounts.hold` relations.
 
         Others of its kind: subjects of the same relation. There need be no such fact of this one.
         """
-        kin = {fact.subject for fact in self._same[edit.relation.id]}
         relations = {
-            fact.relation.id: fact.relation
-            for subject in sorted(kin)
-            for fact in self._after[subject]
-            if (edit.subject, fact.relation.id) not in self._edited
-            and not reserved(edit.subject, fact.relation.id)
+            id: relation
+            for id, relation in self._of_kin(edit).items()
+            if (edit.subject, id) not in self._edited and not reserved(edit.subject, id)
         }
         for id in rng.sample(sorted(relations), k=min(self.amounts.hold, len(relations))):
             yield from self._asks(edit.subject, [relations[id]], "", "hold", i, rng)

@@ -16,15 +16,15 @@ from acedit.editing.stages import Stage
 from acedit.knowledge.compose import Amounts
 
 STEPS = 200
-PASSES = 60
-AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8, hold=12)
+PASSES = 4
+AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8, hold=12, kin=16)
 
 ACE = Method(
     name="ace",
     summary="all stages' prompts by gradient in the closed form's metric (ours)",
     layers="all",
     amounts=AMOUNTS,
-    polish=Polish(space="whitened", steps=STEPS, passes=PASSES),
+    polish=Polish(space="whitened", near=1.0, steps=STEPS, passes=PASSES),
 )
 
 CLOSED = Method(
