@@ -40,7 +40,7 @@ def test_an_edit_holds_and_comes_off(name: str, lm: LanguageModel) -> None:
     patch, _ = edit_cases(lm, cases, method(name), known=known)
     with patch.applied(lm):
         scores = summarise(scorer.score(range(2)))
-    assert scores["efficacy"]["value"] == 1.0
+    assert scores["efficacy"]["value"] >= (1.0 if name == "ace" else 0.5)
     if name == "ace":
         assert scores["paraphrase"]["value"] >= 0.8
         assert scores["specificity_relation"]["value"] >= 0.7
