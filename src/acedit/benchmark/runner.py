@@ -412,7 +412,7 @@ def _pool(
     job: Job, lm: LanguageModel, workers: int, ray: str | None, *, inline: bool
 ) -> Pool[Item, list[Outcome]]:
     if ray is not None:
-        return OnRay(partial(Worker, job), workers, ray, gpus=1 if lm.device.type == "cuda" else 0)
+        return OnRay(partial(Worker, job), workers, ray, gpus=1.0 if lm.device.type == "cuda" else 0.0)
     if workers == 1 or inline:
         return Inline(Worker(job, lm))
     return Processes(partial(Worker, job), workers)

@@ -18,8 +18,8 @@ from acedit.knowledge.facts import Edit, Fact
 from acedit.lm.model import LanguageModel
 
 REACH = TargetSettings(steps=15)
-SAMPLED = 8  # edits whose reach is measured,
-PROMPTS = 8  # on so many of their prompts
+SAMPLED = 4  # edits whose reach is measured,
+PROMPTS = 6  # on so many of their prompts
 
 
 def reach_of(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> Reach:
