@@ -4,7 +4,7 @@
 
 1. Every pair of contiguous ranges (query below value, at most --longest layers each) is written by
    `ace-closed`'s stages on fresh dev cases, all at once, and asked: the ranking.
-2. The plan of attribution (Eq. 9, Eq. 10, reach) and the screened one, chosen from other cases' prompts.
+2. The plan of `locate` and the screened one, chosen from other cases' prompts.
 3. Both, and the sweep's first five, on fresh test cases: paired differences over questions.
 4. How well each criterion ranks layers: Spearman with what a single written layer does.
 
@@ -34,6 +34,7 @@ from acedit.editing.stages import updates_in
 from acedit.knowledge.facts import Case, cases_from
 from acedit.world.cases import make_cases
 from acedit.world.graph import build_world
+from attribution import spearman
 
 GROUPS = {
     "efficacy": "edit", "paraphrase": "edit",
@@ -54,11 +55,6 @@ def shares(records: Sequence[Record]) -> dict[str, float]:
             marks[GROUPS[r.metric]].append(r.right)
     found = {name: sum(m) / len(m) for name, m in marks.items()}
     return {**found, "score": sum(found.values()) / len(found)}
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    rank = [np.argsort(np.argsort(x)) for x in (a, b)]
-    return float(np.corrcoef(rank)[0, 1])
 
 
 def paired(
@@ -143,7 +139,7 @@ def main() -> None:
     others = draw("dev", 200 + args.seed, args.n)
     elsewhere = [case.edits[0] for case in others]
 
-    def by_attribution() -> dict[str, object]:
+    def located() -> dict[str, object]:
         where = locate(lm, elsewhere, known=known, exclude=starts(others))
         plan = where.plan
         return {
@@ -158,7 +154,7 @@ def main() -> None:
         return {"query": list(found[0].query), "value": list(found[0].value), "right": dict(found[0].right)}
 
     plans = {
-        "attribution": kept.of("attribution", by_attribution),
+        "located": kept.of("located", located),
         "screened": kept.of("screened", by_screening),
     }
 
@@ -200,7 +196,7 @@ def main() -> None:
             f"  {name:12} {named(plan['query'], plan['value']):16} {100 * shares(records)['score']:.1f}"
             f"  {value:+.1f} [{low:+.1f}, {high:+.1f}], {n} questions; {place} of {len(pairs)} in the sweep"
         )
-    figures = plans["attribution"]
+    figures = plans["located"]
     single = range(lm.n_layers)
     print("\nSpearman over layers, each written alone")
     for kind, metric in (
@@ -210,12 +206,13 @@ def main() -> None:
         ("query", "explicit"),
         ("query", "score"),
     ):
-        reached = [alone[kind, (layer,)][metric] for layer in single]
+        reached = torch.tensor([alone[kind, (layer,)][metric] for layer in single])
         rows = {**figures["scores"], "ffn_vector": figures["ffn_vector"]}
-        rows["reach"] = [-x for x in rows["reach"]]
+        for loss in ("reach", "value_reach"):
+            rows[loss] = [-x for x in rows[loss]]
         print(
             f"  {kind} stage, {metric}:",
-            "  ".join(f"{name} {spearman(row, reached):+.2f}" for name, row in rows.items()),
+            "  ".join(f"{name} {spearman(torch.tensor(row), reached):+.2f}" for name, row in rows.items()),
         )
 
 

@@ -111,7 +111,7 @@ def choose_layers(reach: Reach, *, value: Sequence[float] = (), query: Sequence[
     above = alike(reach.value, range(query_layer + 1, n) or range(n))
     value_layer = above[(len(above) - 1) // 2]
     means = reach.means()
-    middle = middle_of((query_layer,), (value_layer,)) if value_layer > query_layer else ()
+    middle = middle_of((query_layer,), (value_layer,))
 
     def said(layers: Sequence[int], layer: int, loss: float, where: str) -> str:
         others = "no layer beside it serves as well"

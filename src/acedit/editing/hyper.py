@@ -1,7 +1,7 @@
 """A hyper-network that turns an edit's gradient into its update: MEND (Mitchell et al. 2022).
 
     editor = train(lm, known, HyperSettings(), say=print)       # minutes on the bundled model
-    save(editor, path, lm.fingerprint)
+    save(editor, path, [lm.fingerprint])
     load(lm).updates(lm, prompts)
 
 The NLL's gradient on a linear map is Σ δ uᵀ over tokens, u what the map read and δ the gradient of what it
@@ -15,7 +15,7 @@ ours the down projections. Trained on few edits at once, it does not hold for ma
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acedit.editing.batch import Batch, split
-from acedit.editing.polish import Part
-from acedit.editing.stages import Update, adding
+from acedit.editing.polish import Part, smallest
+from acedit.editing.stages import Update, adding, product
 from acedit.errors import UserError
-from acedit.knowledge.compose import Amounts, Composer, Prompt, reserved
-from acedit.knowledge.facts import Edit, Fact
+from acedit.knowledge.compose import Amounts, Composer, Prompt, objects_of, reserved, to_another
+from acedit.knowledge.facts import Fact
 from acedit.lm.cache import default_cache
 from acedit.lm.model import LanguageModel
 
@@ -101,7 +101,7 @@ class HyperEditor(nn.Module):
         for place, layer in enumerate(self.layers):
             with torch.no_grad():
                 delta = self.delta(place, *pairs[layer])
-            found.append(Update(layer, torch.eye(lm.d_model, device=delta.device), delta))
+            found.append(smallest(layer, delta))
         return found
 
 
@@ -155,10 +155,8 @@ def train(
     Raises UserError where fewer than two facts of some relation have different objects.
     """
     usable = [fact for fact in known if not reserved(*fact.key)]
-    objects: dict[str, list[str]] = {}
-    for fact in usable:
-        objects.setdefault(fact.relation.id, []).append(fact.object)
-    editable = [fact for fact in usable if len(set(objects[fact.relation.id])) > 1]
+    objects = objects_of(usable)
+    editable = [fact for fact in usable if len(objects[fact.relation.id]) > 1]
     if not editable:
         raise UserError("no known fact has another of its relation to be edited to; give more --facts")
     torch.manual_seed(settings.seed)
@@ -178,7 +176,7 @@ def train(
         kept = [p for p in prompts if p.kind == "replay"]
         parts += [(Part(lm, batch, layers[0], kept=True), settings.locality) for batch in split(lm, kept)]
         said, moved = torch.zeros(()), torch.zeros(())
-        with adding(lm, {layer: _product(delta) for layer, delta in deltas.items()}):
+        with adding(lm, {layer: product(delta) for layer, delta in deltas.items()}):
             for part, weight in parts:
                 loss = weight * part.losses().sum() / (len(kept) if part.kept else len(single))
                 said, moved = (said, moved + loss) if part.kept else (said + loss, moved)
@@ -192,10 +190,6 @@ def train(
             say(f"step {step + 1}/{settings.steps}  edits {nll:.3f} nats, what stays {kl:.4f} nats")
             shown = []
     return editor.requires_grad_(False)
-
-
-def _product(delta: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda key: key.float() @ delta.T
 
 
 def _standardise(lm: LanguageModel, editor: HyperEditor, steps: Iterable[Sequence[Prompt]]) -> None:
@@ -213,7 +207,7 @@ def _standardise(lm: LanguageModel, editor: HyperEditor, steps: Iterable[Sequenc
 
 def _drawn(
     editable: Sequence[Fact],
-    objects: dict[str, list[str]],
+    objects: Mapping[str, Sequence[str]],
     usable: Sequence[Fact],
     settings: HyperSettings,
     step: str,
@@ -222,10 +216,7 @@ def _drawn(
     rng = random.Random(f"{settings.seed}/mend/{step}")
     count = rng.randint(1, settings.edits)
     facts = {fact.key: fact for fact in rng.sample(editable, k=min(count, len(editable)))}
-    edits = []
-    for fact in facts.values():
-        others = sorted(set(objects[fact.relation.id]) - {fact.object})
-        edits.append(Edit(fact.subject, fact.relation, rng.choice(others), fact.object))
+    edits = [to_another(fact, objects, rng) for fact in facts.values()]
     composed = Composer(edits, usable, seed=rng.randrange(2**31), amounts=WRITTEN).prompts()
     single = [p for p in composed if p.kind == "single"]
     rng.shuffle(single)

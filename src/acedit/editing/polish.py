@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acedit.editing.batch import Batch
-from acedit.editing.stages import Update, adding
+from acedit.editing.stages import Update, adding, product
 from acedit.lm.model import LanguageModel
 from acedit.lm.suffix import Suffix
 
@@ -222,7 +222,7 @@ class _Free(_Moving):
 
     def finished(self) -> Update:
         with torch.no_grad():
-            return _smallest(self.layer, self.delta().detach())
+            return smallest(self.layer, self.delta().detach())
 
 
 class _LowRank(_Moving):
@@ -261,14 +261,12 @@ def _moving_in(lm: LanguageModel, updates: Sequence[_Moving]) -> Iterator[list[T
     """Run with the updates in; yields each Δ as a leaf, to gather gradients over several runs."""
     deltas = {update.layer: update.delta().detach().requires_grad_(True) for update in updates}
 
-    def term(delta: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda key: key.to(delta.dtype) @ delta.T
-
-    with adding(lm, {layer: term(delta) for layer, delta in deltas.items()}):
+    with adding(lm, {layer: product(delta) for layer, delta in deltas.items()}):
         yield list(deltas.values())
 
 
-def _smallest(layer: int, delta: Float[Tensor, "d_model n_neurons"]) -> Update:
+def smallest(layer: int, delta: Float[Tensor, "d_model n_neurons"]) -> Update:
+    """Δ with the identity on its smaller side."""
     d_model, n_neurons = delta.shape
     if d_model <= n_neurons:
         return Update(layer, torch.eye(d_model, device=delta.device), delta)

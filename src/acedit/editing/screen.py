@@ -25,7 +25,7 @@ from acedit.editing.edit import KEPT, believed, metric_of, own_answers, swept
 from acedit.editing.methods import method
 from acedit.editing.stages import Stage, Update, Writing, updates_in
 from acedit.editing.target import Targets, search
-from acedit.knowledge.compose import Amounts, Composer, belief_texts, reserved
+from acedit.knowledge.compose import Amounts, Composer, belief_texts, objects_of, reserved, to_another
 from acedit.knowledge.facts import Edit, Fact
 from acedit.lm.model import LanguageModel
 
@@ -75,10 +75,14 @@ class Trial:
             own_answers(lm, Composer(edits, facts, exclude=exclude, seed=s, amounts=amounts).prompts())
             for s in (seed, seed + 1)
         )
-        self._written = [p for p in made if p.kind not in KEPT]
+        written = [p for p in made if p.kind not in KEPT]
+        self._batches = {
+            stage.name: tuple(split(lm, [p for p in written if p.kind in stage.kinds]))
+            for stage in self._method.stages
+        }
         replay = split(lm, [p for p in made if p.kind in KEPT])
         self._metric = metric_of(lm, self._method, belief_texts(known), range(lm.n_layers), replay, cache_dir)
-        seen = {p.text for p in self._written if p.kind != "single"}
+        seen = {p.text for p in written if p.kind != "single"}
         self._held: dict[str, list[Batch]] = {}
         for name in dict.fromkeys(NAMES.get(p.kind, p.kind) for p in others):
             of_name = [p for p in others if NAMES.get(p.kind, p.kind) == name and p.text not in seen]
@@ -98,7 +102,7 @@ class Trial:
         return batch.right(self._lm.head_logits(batch.at_answers(self._lm.run_backbone(batch.encoded))))
 
     def _writing(self, stage: Stage, layers: Range) -> Writing | None:
-        batches = tuple(split(self._lm, [p for p in self._written if p.kind in stage.kinds]))
+        batches = self._batches[stage.name]
         if not batches or not layers:
             return None
         at = (stage.name, layers[-1])
@@ -176,9 +180,7 @@ def trial_edits(known: Sequence[Fact], n: int, seed: int = 0) -> list[Edit]:
     """
     rng = random.Random(f"{seed}/trial")
     led_to = {fact.object for fact in known}
-    objects: dict[str, set[str]] = {}
-    for fact in known:
-        objects.setdefault(fact.relation.id, set()).add(fact.object)
+    objects = objects_of(known)
     usable = [
         fact
         for fact in known
@@ -188,8 +190,4 @@ def trial_edits(known: Sequence[Fact], n: int, seed: int = 0) -> list[Edit]:
         and not reserved(*fact.key)
     ]
     by_subject = {fact.subject: fact for fact in rng.sample(usable, k=len(usable))}
-    edits = []
-    for fact in list(by_subject.values())[:n]:
-        new = rng.choice(sorted(objects[fact.relation.id] - {fact.object}))
-        edits.append(Edit(fact.subject, fact.relation, new, fact.object))
-    return edits
+    return [to_another(fact, objects, rng) for fact in list(by_subject.values())[:n]]

@@ -79,6 +79,11 @@ def adding(lm: LanguageModel, added: Mapping[int, Callable[[Tensor], Tensor]]) -
         yield
 
 
+def product(delta: Float[Tensor, "d_model n_neurons"]) -> Callable[[Tensor], Tensor]:
+    """What a whole Δ adds, as `adding` takes it."""
+    return lambda key: key.to(delta.dtype) @ delta.T
+
+
 @contextmanager
 def updates_in(lm: LanguageModel, updates: Sequence[Update]) -> Iterator[None]:
     """Run the model with the updates (one a layer) in."""

@@ -22,7 +22,7 @@ follows from a new object is all asked, unless
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal, TypeVar
@@ -78,6 +78,20 @@ def left_out(subject: str, relation: str, share: float) -> bool:
     """Whether, of an edit of `subject`, the second relation is among the `share` that no prompt asks."""
     digest = hashlib.sha256(f"{subject}|{relation}".encode()).digest()
     return int.from_bytes(digest[:4], "big") < share * 2**32
+
+
+def objects_of(facts: Iterable[Fact]) -> dict[str, list[str]]:
+    """The objects that facts of each relation have, by its id, sorted."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for fact in facts:
+        found[fact.relation.id].add(fact.object)
+    return {id: sorted(objects) for id, objects in found.items()}
+
+
+def to_another(fact: Fact, objects: Mapping[str, Sequence[str]], rng: random.Random) -> Edit:
+    """An edit of a known fact to another of its relation's `objects`, which must hold one."""
+    others = [one for one in objects[fact.relation.id] if one != fact.object]
+    return Edit(fact.subject, fact.relation, rng.choice(others), fact.object)
 
 
 def _in_turn(*several: Sequence[T]) -> Iterator[T]:

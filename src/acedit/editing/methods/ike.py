@@ -74,6 +74,7 @@ class Reader:
         self._facts = [fact for memory in memories for fact in memory["facts"]]
         self._shots = [shot for memory in memories for shot in memory["shots"]]
         self._facts_at, self._shots_at = Index(self._facts), Index(self._shots)
+        self._lengths = [len(lm.token_ids(shot)) for shot in self._shots]
 
     def context(self, prompt: str, room: int = 40) -> str:
         """The prompt as the model reads it, with `room` tokens of its context left for an answer."""
@@ -83,7 +84,7 @@ class Reader:
         left = self._lm.context - room - len(self._lm.token_ids(block))
         shots: list[str] = []
         for i in self._shots_at.nearest(f"{told} {prompt}", SHOTS):
-            left -= len(self._lm.token_ids(self._shots[i])) + 4
+            left -= self._lengths[i] + 4
             if left < 0:
                 break
             shots.insert(0, self._shots[i])
