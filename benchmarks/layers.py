@@ -23,7 +23,6 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from main_table import known_facts
 
 import acedit
 from acedit.benchmark.leak import starts
@@ -32,6 +31,7 @@ from acedit.editing.plan import locate
 from acedit.editing.screen import Trial, ranges, screen
 from acedit.editing.stages import updates_in
 from acedit.knowledge.facts import Case, cases_from
+from acedit.report.demo import facts_of
 from acedit.world.cases import make_cases
 from acedit.world.graph import build_world
 from attribution import spearman
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=3)
     parser.add_argument("--n", type=int, default=16, help="cases of the sweep, edited at once")
     parser.add_argument("--finals", type=int, default=100, help="test cases of the last comparison")
+    parser.add_argument("--draw", type=int, default=300, help="seed of the test cases' draw")
     parser.add_argument("--batch", type=int, default=20, help="of them edited at once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True)
@@ -115,7 +116,7 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     kept = Kept(out)
     lm = acedit.load(args.model, dtype=torch.float32)
-    known = known_facts()
+    known = facts_of(build_world(), [])
     kept.of("settings", lambda: {"model": lm.fingerprint, **vars(args), "layers": lm.n_layers})
 
     cases = draw("dev", 100 + args.seed, args.n)
@@ -158,7 +159,7 @@ def main() -> None:
         "screened": kept.of("screened", by_screening),
     }
 
-    finals = draw("test", 300 + args.seed, args.finals)
+    finals = draw("test", args.draw, args.finals)
     final_scorer = Scorer(lm, finals, known=known, cot=False)
     groups = [range(at, min(at + args.batch, len(finals))) for at in range(0, len(finals), args.batch)]
     trials: dict[int, Trial] = {}
@@ -174,7 +175,8 @@ def main() -> None:
                     records += final_scorer.score(group)
             return [[r.metric, r.case, r.right, r.mean, r.passed] for r in records]
 
-        return [Record(*row) for row in kept.of(f"final {named(query, value)}", make)]
+        of_draw = f"final {args.draw} of {args.finals}"
+        return [Record(*row) for row in kept.of(f"{of_draw} {named(query, value)}", make)]
 
     top = best[:5]
     print(f"\nsweep: {len(pairs)} pairs; the first of the ranking")

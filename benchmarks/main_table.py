@@ -21,18 +21,10 @@ import acedit
 from acedit.benchmark.evaluate import run_method
 from acedit.benchmark.score import METRICS, Scorer, summarise
 from acedit.editing.methods import methods
-from acedit.knowledge.facts import Fact, cases_from
-from acedit.knowledge.relations import mquake
+from acedit.knowledge.facts import cases_from
+from acedit.report.demo import facts_of
 from acedit.world.cases import make_cases
 from acedit.world.graph import build_world
-
-
-def known_facts() -> list[Fact]:
-    world = build_world()
-    relations = mquake()
-    return [
-        Fact(f.subject, relations[f.relation], f.object, world.aliases.get(f.object, ())) for f in world.facts
-    ]
 
 
 def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
@@ -40,7 +32,7 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = json.loads(out.read_text()) if out.exists() else []
     done = {json.dumps(row["settings"], sort_keys=True) for row in rows}
     lm = acedit.load(args.model, dtype=torch.float32)
-    known = known_facts()
+    known = facts_of(build_world(), [])
     for seed in args.seeds:
         scorer = None
         for method in args.methods:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acedit.attribution.plan import Plan, Reach, alike, choose_layers, middle_of
+from acedit.attribution.plan import LONGEST, Plan, Reach, alike, choose_layers, middle_of
 from acedit.errors import UserError
 
 finite = st.floats(0, 20, allow_nan=False)
@@ -23,9 +23,11 @@ losses = st.tuples(st.integers(1, 20), st.integers(1, 5)).flatmap(
 @given(losses)
 def test_layers_are_in_order_and_within_the_model(rows: tuple[list[list[float]], list[list[float]]]) -> None:
     plan = choose_layers(Reach(*rows)).checked(len(rows[0]))
-    (query,), (value,) = plan.query_layers, plan.value_layers
-    assert query < value or len(rows[0]) == 1
-    assert all(query < layer < value for layer in plan.middle_layers)
+    query, value = plan.query_layers, plan.value_layers
+    for some in (query, value):
+        assert list(some) == list(range(some[0], some[-1] + 1)) and len(some) <= LONGEST
+    assert query[-1] < value[0] or len(rows[0]) == 1
+    assert all(query[-1] < layer < value[0] for layer in plan.middle_layers)
     assert Plan.from_json(plan.to_json()) == plan
 
 
@@ -49,9 +51,9 @@ def test_query_layers_are_shallow_and_value_layers_deep_where_v_says_so() -> Non
     shallow = [[0.4], [0.4], [1.9], [1.5], [3.4], [7.0]]
     deep = [[2.6], [1.0], [0.1], [0.01], [0.01], [0.01]]
     plan = choose_layers(Reach(shallow, deep), value=[1.0] * 6, query=[2.0] * 6)
-    assert (plan.query_layers, plan.middle_layers, plan.value_layers) == ((0,), (2,), (4,))
+    assert (plan.query_layers, plan.middle_layers, plan.value_layers) == ((0, 1), (2,), (3, 4, 5))
     assert plan.scores["reach"] == [0.4, 0.4, 1.9, 1.5, 3.4, 7.0]
-    assert "layers 0 to 1 serve as well" in plan.reason["query"]
+    assert "layers 0 to 1 serve alike" in plan.reason["query"]
 
 
 def test_the_middle_is_between() -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 from acedit.errors import UserError
 
+LONGEST = 3  # layers a stage is spread over at most
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -100,32 +102,40 @@ def alike(losses: Sequence[Sequence[float]], among: Sequence[int]) -> tuple[int,
     return tuple(among[first : last + 1])
 
 
+def _middle(run: Sequence[int]) -> tuple[int, ...]:
+    """At most `LONGEST` layers from the middle of `run`, the lower ones where it cannot be halved."""
+    first = max(0, len(run) - LONGEST) // 2
+    return tuple(run[first : first + LONGEST])
+
+
 def choose_layers(reach: Reach, *, value: Sequence[float] = (), query: Sequence[float] = ()) -> Plan:
-    """A plan from the reach of v* in each layer: the middle of the layers that serve best, for each stage.
+    """A plan from the reach of v* in each layer: the layers in the middle of those that serve best, at most
+    `LONGEST` for each stage.
 
     Value layers lie above query layers. value, query: scores of Eq. 9 and Eq. 10 by layer, kept in the plan.
     """
     n = len(reach.query)
     run = alike(reach.query, range(max(1, n - 1)))
-    query_layer = run[(len(run) - 1) // 2]
-    above = alike(reach.value, range(query_layer + 1, n) or range(n))
-    value_layer = above[(len(above) - 1) // 2]
+    query_layers = _middle(run)
+    above = alike(reach.value, range(query_layers[-1] + 1, n) or range(n))
+    value_layers = _middle(above)
     means = reach.means()
-    middle = middle_of((query_layer,), (value_layer,))
+    middle = middle_of(query_layers, value_layers)
 
-    def said(layers: Sequence[int], layer: int, loss: float, where: str) -> str:
+    def said(layers: Sequence[int], chosen: Sequence[int], losses: Sequence[float], where: str) -> str:
         others = "no layer beside it serves as well"
         if len(layers) > 1:
-            others = f"layers {layers[0]} to {layers[-1]} serve as well"
-        return f"v* at {where} of layer {layer} leaves {loss:.2f} nats on prompts not searched on; {others}"
+            others = f"layers {layers[0]} to {layers[-1]} serve alike"
+        left = f"leaves {losses[chosen[-1]]:.2f} nats on prompts not searched on"
+        return f"v* at {where} of layer {chosen[-1]} {left}; {others}"
 
     return Plan(
-        (value_layer,),
-        (query_layer,),
+        value_layers,
+        query_layers,
         middle,
         {
-            "value": said(above, value_layer, means[1][value_layer], "the last token"),
-            "query": said(run, query_layer, means[0][query_layer], "the subject's last token"),
+            "value": said(above, value_layers, means[1], "the last token"),
+            "query": said(run, query_layers, means[0], "the subject's last token"),
             "middle": "half-way between query and value layers" if middle else "no layer lies between",
         },
         {"value": list(value), "query": list(query), "reach": means[0], "value_reach": means[1]},

@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,7 +31,7 @@ from acedit.editing.stages import Update, adding, product
 from acedit.errors import UserError
 from acedit.knowledge.compose import Amounts, Composer, Prompt, objects_of, reserved, to_another
 from acedit.knowledge.facts import Fact
-from acedit.lm.cache import default_cache
+from acedit.lm.cache import default_cache, save_tensors
 from acedit.lm.model import LanguageModel
 
 BUNDLED = Path(__file__).parents[1] / "world" / "bundled" / "mend.safetensors"
@@ -225,16 +224,13 @@ def _drawn(
 
 def save(editor: HyperEditor, path: Path, fingerprints: Sequence[str]) -> None:
     """Write the editor (bf16) for the checkpoints named. Raises OSError where it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.bfloat16().contiguous() for name, value in editor.state_dict().items()}
+    tensors = {name: value.bfloat16() for name, value in editor.state_dict().items()}
     metadata = {
         "layers": ",".join(map(str, editor.layers)),
         "rank": str(editor.inner.down.shape[1]),
         "fingerprints": ",".join(fingerprints),
     }
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata=metadata)
-    partial.replace(path)
+    save_tensors(path, tensors, metadata)
 
 
 def load(lm: LanguageModel, paths: Sequence[Path] | None = None) -> HyperEditor:

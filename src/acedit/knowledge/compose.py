@@ -249,17 +249,11 @@ class Composer:
                 yield Prompt(text, edit.subject, edit.target, "single", i)
 
     def _onward(self, edit: Edit, rng: random.Random) -> list[tuple[Fact, ...]]:
-        """Chains of one to three hops on from the new object: all of one, then two and three in turn.
-
-        Not by a relation that the subject may have itself and cannot be held to, its own fact being
-        reserved: what is said of the new object would be said of the subject too.
-        """
-        own = self._of_kin(edit)
+        """Chains of one to three hops on from the new object: all of one, then two and three in turn."""
         first = [
             fact
             for fact in self._after[edit.target]
             if fact.object != edit.subject
-            and not (fact.relation.id in own and reserved(edit.subject, fact.relation.id))
             and not left_out(edit.subject, fact.relation.id, self.amounts.left_out)
         ]
         by_length: list[list[tuple[Fact, ...]]] = [[(fact,) for fact in first]]

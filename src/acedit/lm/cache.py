@@ -9,7 +9,6 @@ A file that is cut short counts as none; a folder that cannot be written costs t
 """
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,15 +33,28 @@ def kept(path: Path) -> dict[str, Tensor] | None:
 
 
 def keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write `tensors` under a temporary name, then move them to `path`; does nothing where it cannot."""
+    """`save_tensors`, but does nothing where it cannot."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        os.close(handle)
-        try:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
-            Path(partial).replace(path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        save_tensors(path, tensors)
     except (OSError, SafetensorError):
         return
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write `tensors` under a temporary name in `path`'s folder, made if need be, then move them to `path`.
+
+    Raises OSError or SafetensorError where it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        save_file(
+            {name: t.contiguous() for name, t in tensors.items()},
+            partial,
+            metadata=None if metadata is None else dict(metadata),
+        )
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -36,6 +36,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from acedit.lm.cache import save_tensors
 from acedit.world.corpus import Corpus, Document
 from acedit.world.graph import World, build_world
 from acedit.world.tokenizer import train_tokenizer
@@ -356,15 +357,13 @@ def _checkpoint(
     step: int,
     settings: Settings,
 ) -> None:
-    tensors = {f"model/{name}": p.detach().contiguous() for name, p in model.named_parameters()}
+    tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     for i, optimizer in enumerate(optimizers):
         for key, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
-                tensors[f"optimizer/{i}/{key}/{name}"] = torch.as_tensor(value).contiguous()
+                tensors[f"optimizer/{i}/{key}/{name}"] = torch.as_tensor(value)
     metadata = {"step": str(step), "settings": json.dumps(asdict(settings))}
-    partial = out / "resume.safetensors.partial"
-    save_file(tensors, partial, metadata=metadata)
-    partial.replace(out / "resume.safetensors")
+    save_tensors(out / "resume.safetensors", tensors, metadata)
 
 
 def _resume(
