@@ -635,9 +635,12 @@ def _mend(args: argparse.Namespace) -> None:
     lm = _load(args)
     editor = hyper.train(lm, known, settings, say=progress.say)
     out = Path(args.out) if args.out else hyper.cached(lm.fingerprint)
+    own = lm.fingerprint
+    hyper.save(editor, out, [own])
     # A checkpoint is another model in another dtype, its hyper-network the same.
-    own, wide = (load(args.model, dtype=dtype).fingerprint for dtype in (None, "float32"))
-    hyper.save(editor, out, sorted({lm.fingerprint, own, wide}))
+    del lm
+    others = {load(args.model, dtype=dtype).fingerprint for dtype in (None, "float32", "bfloat16")}
+    hyper.save(editor, out, sorted({own, *others}))
     print(f"hyper-network in {out}")
     write_result(args, "mend", model=args.model, out=str(out), settings=asdict(settings))
 

@@ -41,7 +41,7 @@ def test_pairs_make_the_gradient_of_the_down_projection(family: str) -> None:
 
 def test_an_untrained_editor_takes_a_gradient_step() -> None:
     lm = tiny_lm("qwen3")
-    editor = HyperEditor(lm.n_neurons, lm.d_model, [1], rank=4)
+    editor = HyperEditor(lm.n_neurons, lm.d_model, [1], rank=4, edits=8)
     read, grad = torch.randn(5, lm.n_neurons), torch.randn(5, lm.d_model)
     step = editor.delta(0, read, grad)
     torch.testing.assert_close(step, -editor.rate[0].exp() * grad.T @ read)

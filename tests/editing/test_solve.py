@@ -80,6 +80,15 @@ def test_equality_holds_exactly_and_moves_least() -> None:
         assert ((delta @ root) ** 2).sum() < ((other @ root) ** 2).sum()
 
 
+def test_equality_gives_keys_that_repeat_the_mean_of_their_targets() -> None:
+    residual, keys, c = problem(4, 3)
+    keys[:, 3] = keys[:, 0]
+    left, right = solve(residual, keys, inverse(factor(c)), slack=0.0)
+    wanted = residual.clone()
+    wanted[:, [0, 3]] = residual[:, [0, 3]].mean(1, keepdim=True)
+    assert torch.allclose((left @ right).double() @ keys.double(), wanted.double(), atol=1e-5)
+
+
 def test_equality_for_one_key_is_rome_s_rank_one_update() -> None:
     residual, keys, c = problem(1, 4)
     left, right = solve(residual, keys, inverse(factor(c)), slack=0.0)

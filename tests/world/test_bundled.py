@@ -11,14 +11,19 @@ import pytest
 import torch
 from peft import PeftModel
 
+from acedit.attribution.plan import Plan
+from acedit.benchmark.evaluate import edit_cases, shared_plan
 from acedit.benchmark.leak import starts
+from acedit.benchmark.score import matches
 from acedit.editing.edit import edit
+from acedit.editing.methods import method, methods
 from acedit.editing.patch import Patch
 from acedit.knowledge.facts import Case, Fact, cases_from
 from acedit.lm.model import LanguageModel, load
 from acedit.report.demo import facts_of
 from acedit.world import bundled_path
 from acedit.world.card import measure, read_table
+from acedit.world.cases import make_cases
 from acedit.world.graph import build_world, mquake_cases
 
 ASKED = ["Fernando Santos is a citizen of", "Question: Which continent is London located in?\nAnswer:"]
@@ -102,3 +107,34 @@ def test_peft_serves_the_same_edit(
     assert (served.logits(ASKED) - wanted).abs().max() < tolerance * size
     merged = LanguageModel(adapter.merge_and_unload(), lm.tokenizer)
     assert (merged.logits(ASKED) - wanted).abs().max() < tolerance * size
+
+
+@pytest.fixture(scope="module")
+def fresh() -> tuple[Case, ...]:
+    return tuple(cases_from(make_cases(build_world(), seed=21, n=6)))
+
+
+@pytest.fixture(scope="module")
+def plan(lm: LanguageModel, fresh: tuple[Case, ...]) -> Plan:
+    return shared_plan(lm, fresh, facts_of(build_world(), []), 0)
+
+
+# A batch of six: what single edits by `ace` are held to stands in the main table.
+FLOORS = {name: 5 / 6 for name in methods() if methods()[name].stages} | {
+    "ft": 5 / 6,
+    "lora": 0.5,
+    "kn": 1 / 6,
+    "mend": 1 / 6,
+}
+
+
+@pytest.mark.parametrize("name", sorted(FLOORS))
+def test_every_method_that_writes_makes_it_say_its_edits(
+    name: str, lm: LanguageModel, fresh: tuple[Case, ...], plan: Plan
+) -> None:
+    facts = facts_of(build_world(), [])
+    patch, _ = edit_cases(lm, fresh, method(name), known=facts, plan=plan)
+    with patch.applied(lm):
+        said = [lm.answer(one.prompt.format(one.subject)) for one in patch.edits]
+    right = [matches(a, [e.target, *e.aliases]) for a, e in zip(said, patch.edits, strict=True)]
+    assert sum(right) >= FLOORS[name] * len(right), said

@@ -47,7 +47,7 @@ def spaced(items: Sequence[T], most: int) -> Sequence[T]:
 def old_answers(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> list[str]:
     """What each prompt's fact is now: the edit's old object, or what the model says."""
     unknown = [p for p in prompts if not edits[p.edit].old]
-    said = dict(zip(unknown, lm.generate([p.text for p in unknown]), strict=True)) if unknown else {}
+    said = dict(zip(unknown, lm.greedy([p.text for p in unknown]), strict=True)) if unknown else {}
     return [edits[p.edit].old or said[p].strip(" .") or edits[p.edit].target for p in prompts]
 
 

@@ -150,9 +150,19 @@ def believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) ->
 def _layers(stage: Stage, plan: Plan | None, chosen: Method) -> tuple[int, ...]:
     assert plan is not None, "a method with stages has a plan"
     found: tuple[int, ...] = getattr(plan, f"{stage.where}_layers")
+    if stage.where == "query":
+        found = _widened(found, stage.width, plan)
     if stage.where != "middle":
         found = _skipped(found, plan, chosen, stage.where)
     return found[-1:] if stage.deepest else found
+
+
+def _widened(layers: tuple[int, ...], width: int, plan: Plan) -> tuple[int, ...]:
+    """`layers` and those above, `width` in all, below the value layers; as they are in a plan by hand."""
+    if not layers or len(layers) >= width or "reach" not in plan.scores:
+        return layers
+    above = [layer for layer in plan.value_layers if layer > layers[-1]]
+    return tuple(range(layers[0], min([layers[0] + width, len(plan.scores["reach"]), *above])))
 
 
 def _skipped(layers: Sequence[int], plan: Plan, chosen: Method, where: str) -> tuple[int, ...]:
@@ -188,7 +198,8 @@ def _write(
         single = _prefixed(lm, single, chosen.prefixes, seed)
     single += primed
     if chosen.writer:
-        made: list[Update] = import_module(chosen.writer).write(lm, edits, single)
+        held = [p for p in prompts if p.kind in KEPT]
+        made: list[Update] = import_module(chosen.writer).write(lm, edits, [*single, *held])
         return made
     touched = sorted({layer for stage in chosen.stages for layer in _layers(stage, plan, chosen)})
     if chosen.layers == "all":
@@ -200,6 +211,10 @@ def _write(
         touched = list(_skipped(plan.query_layers, plan, chosen, "query")[-1:])
     if not touched and (chosen.stages or chosen.polish):
         raise UserError(f"method {chosen.name!r} leaves out every layer it writes; skip fewer")
+    essence: list[Prompt] = []
+    if chosen.essence:
+        about = [Prompt("{} is a", one.subject, "", "keep", i) for i, one in enumerate(edits)]
+        essence = own_answers(lm, about)
     groups = [single]
     if chosen.one_by_one:
         groups = [[p for p in single if p.edit == i] for i in range(len(edits))]
@@ -209,7 +224,7 @@ def _write(
         for group in groups:
             for stages in [(stage,) for stage in chosen.stages] if chosen.in_turn else [chosen.stages]:
                 with updates_in(lm, updates):
-                    writings = _targets(lm, group, stages, plan, chosen, len(edits), tell)
+                    writings = _targets(lm, group, essence, stages, plan, chosen, len(edits), tell)
                     tell("writing layer by layer")
                     more = swept(lm, writings, metric, chosen)
                 updates = _added(updates, more)
@@ -241,7 +256,7 @@ def _write(
 def own_answers(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     """`prompts`, those without an answer with what the model says to them; dropped where it says nothing."""
     unsaid = [p for p in prompts if not p.answer]
-    said = lm.generate([p.text for p in unsaid], max_new_tokens=12) if unsaid else []
+    said = lm.greedy([p.text for p in unsaid], max_new_tokens=12) if unsaid else []
     lines = (text.strip().split("\n", 1)[0] for text in said)
     own = [replace(p, answer=line) for p, line in zip(unsaid, lines, strict=True) if line]
     return [p for p in prompts if p.answer] + own
@@ -256,7 +271,7 @@ def swept(
     """The sweep. Raises UserError where the closed form has no solution."""
     slack = 0.0 if chosen.form == "equality" else 1.0
     try:
-        return sweep(lm, writings, metric, slack=slack, mean_keys=chosen.mean_keys)
+        return sweep(lm, writings, metric, slack=slack)
     except (torch.linalg.LinAlgError, ValueError) as error:  # type: ignore[attr-defined,unused-ignore]
         said = " ".join(str(error).split())
         raise UserError(
@@ -268,13 +283,14 @@ def swept(
 def _targets(
     lm: LanguageModel,
     prompts: Sequence[Prompt],
+    essence: Sequence[Prompt],
     stages: Sequence[Stage],
     plan: Plan | None,
     chosen: Method,
     n_edits: int,
     tell: Progress,
 ) -> list[Writing]:
-    """v* of every stage that has prompts and layers, on the model as it stands."""
+    """v* of every stage that has prompts and layers, on the model as it stands; `essence` is held."""
     writings = []
     for stage in stages:
         rows = [p for p in prompts if p.kind in stage.kinds]
@@ -283,7 +299,10 @@ def _targets(
             continue
         tell(f"{stage.name} stage: v* for {len({p.edit for p in rows})} edits at layer {layers[-1]}")
         batches = tuple(split(lm, rows))
-        targets = search(lm, batches, layers[-1], token=stage.token, n_edits=n_edits, settings=stage.target)
+        about = {p.edit for p in rows}
+        held = [p for p in essence if p.edit in about]
+        searched = split(lm, [*rows, *held]) if held else batches
+        targets = search(lm, searched, layers[-1], token=stage.token, n_edits=n_edits, settings=stage.target)
         writings.append(Writing(stage, layers, batches, targets))
     return writings
 
@@ -339,7 +358,7 @@ def _primed(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
 def _prefixed(lm: LanguageModel, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     """Each prompt as it is, single-hop ones also behind `count` short contexts of the model's own (MEMIT)."""
     starts = ("The", "Therefore", "Because", "I", "You", "Today")
-    texts = lm.generate(list(starts[:count]), max_new_tokens=8)
+    texts = lm.greedy(list(starts[:count]), max_new_tokens=8)
     contexts = [f"{start}{text.rstrip()}. " for start, text in zip(starts, texts, strict=False)]
     clean = [c.replace("{", "").replace("}", "") for c in contexts]
     return [

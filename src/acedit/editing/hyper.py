@@ -41,7 +41,7 @@ WRITTEN = Amounts(lead=0, ripple=0, middle=0, keep=0, replay=8)
 @dataclass(frozen=True)
 class HyperSettings:
     """layers: how many of the deepest are written. rank: of the network's residual maps. edits: at most so
-    many at once in training. locality: weight of the KL against the edit's NLL (0.1 to 1 in the paper)."""
+    many at once. locality: weight of the KL against the edit's NLL (10 is the paper's c_e = 0.1)."""
 
     layers: int = 3
     rank: int = 96
@@ -73,10 +73,10 @@ class HyperEditor(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, n_neurons: int, d_model: int, layers: Sequence[int], rank: int) -> None:
+    def __init__(self, n_neurons: int, d_model: int, layers: Sequence[int], rank: int, edits: int) -> None:
         super().__init__()
         width = n_neurons + d_model
-        self.layers = tuple(layers)
+        self.layers, self.edits = tuple(layers), edits
         self.inner, self.outer = (_Map(width, rank, len(layers)) for _ in range(2))
         self.rate = nn.Parameter(torch.full((len(layers),), -7.0))  # log α
         self.register_buffer("mean", torch.zeros(len(layers), width))
@@ -94,14 +94,19 @@ class HyperEditor(nn.Module):
         return delta
 
     def updates(self, lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Update]:
-        """One update a layer that makes the model say the prompts' answers."""
-        pairs = pairs_of(lm, split(lm, prompts), self.layers)
-        found = []
-        for place, layer in enumerate(self.layers):
+        """One update a layer that makes the model say the prompts' answers.
+
+        Of more edits than it was trained on at once, each lot's updates are made apart and added up.
+        """
+        edits = list(dict.fromkeys(p.edit for p in prompts))
+        whole = {layer: torch.zeros(lm.d_model, lm.n_neurons, device=lm.device) for layer in self.layers}
+        for at in range(0, len(edits), self.edits):
+            lot = set(edits[at : at + self.edits])
+            pairs = pairs_of(lm, split(lm, [p for p in prompts if p.edit in lot]), self.layers)
             with torch.no_grad():
-                delta = self.delta(place, *pairs[layer])
-            found.append(smallest(layer, delta))
-        return found
+                for place, layer in enumerate(self.layers):
+                    whole[layer] += self.delta(place, *pairs[layer])
+        return [smallest(layer, delta) for layer, delta in whole.items()]
 
 
 def pairs_of(
@@ -160,7 +165,7 @@ def train(
         raise UserError("no known fact has another of its relation to be edited to; give more --facts")
     torch.manual_seed(settings.seed)
     layers = range(lm.n_layers)[-settings.layers :]
-    editor = HyperEditor(lm.n_neurons, lm.d_model, layers, settings.rank).to(lm.device)
+    editor = HyperEditor(lm.n_neurons, lm.d_model, layers, settings.rank, settings.edits).to(lm.device)
     first = (_drawn(editable, objects, usable, settings, f"statistics/{step}") for step in range(16))
     _standardise(lm, editor, first)
     adam = torch.optim.Adam(editor.parameters(), lr=settings.lr)
@@ -228,6 +233,7 @@ def save(editor: HyperEditor, path: Path, fingerprints: Sequence[str]) -> None:
     metadata = {
         "layers": ",".join(map(str, editor.layers)),
         "rank": str(editor.inner.down.shape[1]),
+        "edits": str(editor.edits),
         "fingerprints": ",".join(fingerprints),
     }
     save_tensors(path, tensors, metadata)
@@ -245,7 +251,9 @@ def load(lm: LanguageModel, paths: Sequence[Path] | None = None) -> HyperEditor:
                 if lm.fingerprint not in about.get("fingerprints", "").split(","):
                     continue
                 layers = [int(layer) for layer in about["layers"].split(",")]
-                editor = HyperEditor(lm.n_neurons, lm.d_model, layers, int(about["rank"]))
+                editor = HyperEditor(
+                    lm.n_neurons, lm.d_model, layers, int(about["rank"]), int(about["edits"])
+                )
                 editor.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
         except (OSError, SafetensorError, KeyError):
             continue

@@ -40,9 +40,10 @@ class Polish:
     along keys that are to be preserved, "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
     α = 2·rank). near: weight in P of the keys of kin (other subjects that are held), against the text's; 0
     leaves P to the text. lr is Adam's. replay: weight of the KL (nats a token) from the unedited model on
-    what must stay. rows: a step, half of each sort where both have so many, and no more than a 1/`SHARE` of
-    all prompts (but `FEWEST`). screen: draw those that are wrong first, and end when none is. passes: bounds
-    the steps (but `LEAST`) to so many looks at a prompt on average (None: `steps` for any). stop: a prompt
+    what must stay. rows: a step, half of each sort where both have so many. screen: draw those that are
+    wrong first, and end when none is; without it all in turn. passes: bounds the steps (but `LEAST`) to so
+    many looks at a prompt on average, and the rows to 1/`SHARE` of all prompts (but `FEWEST`); None: `steps`
+    and `rows` for any. stop: a prompt
     of the edit is done below this NLL, drift: a kept one is unharmed below this KL (both nats a token).
     """
 
@@ -107,7 +108,8 @@ def polish(
     if not edit_batches or settings.steps <= 0:
         return list(updates)
     total = sum(map(len, [*edit_batches, *replay_batches]))
-    settings = replace(settings, rows=min(settings.rows, max(FEWEST, total // SHARE)))
+    if settings.passes is not None:
+        settings = replace(settings, rows=min(settings.rows, max(FEWEST, total // SHARE)))
     generator = torch.Generator().manual_seed(seed)
     first_layer = min(update.layer for update in updates)
     parts = [Part(lm, batch, first_layer, kept=False) for batch in edit_batches]
@@ -154,9 +156,12 @@ class _Pool:
         limit = torch.where(self._kept, settings.drift, settings.stop)
         self._limit = limit
         self._last = torch.full_like(limit, float("inf"))
+        self._looks = torch.zeros_like(limit)
 
     def seen(self, part: int, rows: Tensor, losses: Tensor) -> None:
-        self._last[self._start[part] + rows.cpu()] = losses.float().cpu()
+        at = self._start[part] + rows.cpu()
+        self._last[at] = losses.float().cpu()
+        self._looks[at] += 1
 
     def screen(self) -> None:
         """Look at every prompt."""
@@ -174,13 +179,16 @@ class _Pool:
     def draw(self, generator: torch.Generator) -> dict[int, Tensor]:
         """Rows by part, ascending: half of each sort where both have so many.
 
-        With screening, those that are wrong or not yet seen come first. Parts are taken in random
-        order, rows within them too: a few whole rows of like length run faster than some of each.
+        With screening, those that are wrong or not yet seen come first, without it those seen least.
+        Parts are taken in random order, rows within them too: a few whole rows of like length run
+        faster than some of each.
         """
         part = torch.rand(len(self._parts), generator=generator)[self._part]
         chance = part + 1e-3 * torch.rand(len(self._last), generator=generator)
         if self._settings.screen:
             chance = chance + (self._last > self._limit) * 2
+        else:
+            chance = chance - 2 * self._looks
         edit, kept = [
             sort[chance[sort].argsort(descending=True)]
             for sort in (torch.nonzero(~self._kept)[:, 0], torch.nonzero(self._kept)[:, 0])

@@ -1,13 +1,14 @@
 """Layers chosen by writing: a few edits are really made on every range of layers, and asked after.
 
-    trial = Trial(lm, edits, known, texts=texts)
+    trial = Trial(lm, edits, known)
     trial.score(trial.write((0, 1), (5,)))       # shares right: edit, lead, ripple, middle, kept
     screen(trial)                                # ranges of query and value layers, the best first
 
 Attribution says where a fact is read from, not where a closed form can write it (Hase et al. 2023; measured
 in docs/decisions.md), and the reach of v* says where an answer can be forced, not what else is then forced.
-So the edits are made, by the stages of `ace-closed`, on some of the prompts, and scored on others by the
-argmax under teacher forcing. Targets are searched once for each layer and stage.
+So the edits are made, by the stages of `ace-closed`, and scored by the argmax under teacher forcing: the
+facts themselves in the wordings written, all else on prompts that were not. Targets are searched once
+for each layer and stage.
 
 Footgun: no scored question may be among `edits` or `known`'s consequences; exclude them as in `edit`.
 """
@@ -150,7 +151,7 @@ def screen(
     """Ranges of query layers and of value layers, on their own first, then the best of both together.
 
     Returns the pairs, best first: query layers below value layers. A range is taken on with what it is
-    right about beside what it leaves as it was; `finalists` of each kind.
+    right about beside what it leaves as it was; `finalists`² pairs.
     """
     alone = ranges(range(trial.layers), longest)
     total, done, best = 2 * len(alone) + finalists**2, 0, []

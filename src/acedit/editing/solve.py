@@ -21,6 +21,8 @@ from torch import Tensor
 Metric = Callable[[Tensor], Tensor]
 """K ↦ Q K, both (n_neurons, n) float64."""
 
+SAME = 1e-9  # eigenvalues of Kᵀ Q K below this share of the largest come from keys that repeat
+
 
 def factor(
     preserve: Float[Tensor, "n_neurons n_neurons"], ridge: float = 0.0
@@ -70,12 +72,16 @@ def solve(
     """Δ = left @ right for targets R and keys K; the factors are float32.
 
     `left` is R itself, so what is optimised further can stay in the space of targets; `right` is
-    (s·I + Kᵀ Q K)⁻¹ Kᵀ Q. Raises torch.linalg.LinAlgError for slack 0 and keys that repeat.
+    (s·I + Kᵀ Q K)⁻¹ Kᵀ Q. With slack 0 a pseudo-inverse: keys that repeat (edits of one subject whose
+    prompts start with it) get the mean of their targets.
     """
     k = keys.double()
     moved = metric(k)
     gram = slack * torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + k.T @ moved
-    right = torch.linalg.solve(gram, moved.T)
+    if slack:
+        right = torch.linalg.solve(gram, moved.T)
+    else:
+        right = torch.linalg.pinv(gram, rtol=SAME, hermitian=True) @ moved.T
     return residuals.float(), right.float()
 
 

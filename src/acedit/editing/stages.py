@@ -38,7 +38,9 @@ class Stage:
     """One write: `kinds` of prompts, at `token`, in the plan's `where` layers.
 
     spread: of the residual over the remaining layers, "even" (MEMIT) or "root" (PMET, ACE). deepest: the
-    last of those layers alone (ROME, EMMET).
+    last of those layers alone (ROME, EMMET). width: so many layers at least, from the first of those of an
+    automatic plan upward but below the value layers, for methods that their papers write in a range.
+    mean_keys: one key an edit, the mean over its prompts, in place of one a prompt.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Stage:
     where: Where
     spread: Spread = "root"
     deepest: bool = False
+    width: int = 0
+    mean_keys: bool = False
     target: TargetSettings = field(default_factory=TargetSettings)
 
 
@@ -127,13 +131,11 @@ def sweep(
     metric: Callable[[int, float], Metric],
     *,
     slack: float = 1.0,
-    mean_keys: bool = False,
 ) -> list[Update]:
     """One ascending pass over the layers; each is written towards the targets of its stages.
 
     metric, slack: see `solve`; asked for a layer and its keys' mean squared length, on the model as it
-    then is. mean_keys: one key an edit, the mean over its prompts, in place of one a prompt. Returns one
-    update a layer; the model is as before.
+    then is. Returns one update a layer; the model is as before.
     """
     wanted = [_wanted(lm, w) for w in writings]
     updates: list[Update] = []
@@ -155,7 +157,7 @@ def sweep(
                     out = _ffn_output(lm, batch, layer, position)
                     residuals_of.append(into_down_space(lm, layer, (goal - now) * share, out))
                 keys, residual = torch.cat(keys_of), torch.cat(residuals_of)
-                if mean_keys:
+                if writing.stage.mean_keys:
                     edit = torch.cat([batch.edits() for batch in writing.batches])
                     keys, residual = _mean_by(edit, keys), _mean_by(edit, residual)
                 columns.append(keys)

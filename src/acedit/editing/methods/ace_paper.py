@@ -9,14 +9,15 @@ from dataclasses import replace
 from acedit.editing.methods.method import Method
 from acedit.editing.stages import Stage
 
-QUERY = Stage("query", kinds=("single",), token="subject", where="query")
+QUERY = Stage("query", kinds=("single",), token="subject", where="query", width=3, mean_keys=True)
 
 PAPER = Method(
     name="ace-paper",
     summary="Algorithm 1 to the letter: value layers, then query layers, on single-hop prompts",
-    stages=(Stage("value", kinds=("single",), token="last", where="value"), QUERY),
+    stages=(Stage("value", kinds=("single",), token="last", where="value", mean_keys=True), QUERY),
     in_turn=True,
     prefixes=3,
+    essence=True,
     wordings=False,
 )
 

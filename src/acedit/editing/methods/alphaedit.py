@@ -10,6 +10,5 @@ METHODS = (
         name="alphaedit",
         summary="MEMIT in the null space of what is kept (Fang et al. 2025)",
         form="null",
-        mean_keys=True,
     ),
 )

@@ -11,11 +11,12 @@ METHODS = (
         name="ifmet",
         summary="single-hop prompts in shallow layers, then multi-hop in deep ones (Zhang et al. 2024)",
         stages=(
-            Stage("shallow", kinds=("single",), token="subject", where="query"),
+            Stage("shallow", kinds=("single",), token="subject", where="query", width=3, mean_keys=True),
             Stage("deep", kinds=("lead",), token="last", where="value"),
         ),
         in_turn=True,
         prefixes=3,
+        essence=True,
         wordings=False,
     ),
 )

@@ -80,10 +80,11 @@ class Reader:
         """The prompt as the model reads it, with `room` tokens of its context left for an answer."""
         before, blank, block = prompt.rpartition("\n\n")
         told = "\n".join(self._facts[i] for i in reversed(self._facts_at.nearest(block, FACTS)))
-        block = f"{before}{blank}{told}\nPrompt: {block}" if told else prompt
+        asked = f"{told}\nPrompt: {block}"
+        block = f"{before}{blank}{asked}" if told else prompt
         left = self._lm.context - room - len(self._lm.token_ids(block))
         shots: list[str] = []
-        for i in self._shots_at.nearest(f"{told} {prompt}", SHOTS):
+        for i in self._shots_at.nearest(asked, SHOTS):
             left -= self._lengths[i] + 4
             if left < 0:
                 break

@@ -78,9 +78,7 @@ class Reader:
             for i, text in zip(going, said, strict=True):
                 worked[i] += text
                 if "Final answer:" not in text and "Generated answer:" in text:
-                    step = text[text.rindex("Generated answer:") :]
-                    query = text[text.rfind("Subquestion:") :] if "Subquestion:" in text else step
-                    nearest = self._at.nearest(query, 1)
+                    nearest = self._at.nearest(_subquestion(text), 1)
                     fact = self._facts[nearest[0]] if nearest else self._facts[0]
                     worked[i] = f"{worked[i].rstrip()}\nRetrieved fact: {fact}\n"
                     on.append(i)
@@ -88,6 +86,12 @@ class Reader:
         return [
             _answered(text, whole[start:]) for text, whole, start in zip(texts, worked, begun, strict=True)
         ]
+
+
+def _subquestion(said: str) -> str:
+    """The last one of what the model said; all that stands before the answer where there is none."""
+    before = said[: said.rindex("Generated answer:")].strip()
+    return before.rpartition("Subquestion:")[2].strip() or before or said
 
 
 def _question(prompt: str) -> str:

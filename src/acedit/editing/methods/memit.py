@@ -6,8 +6,13 @@ from acedit.editing.stages import Stage
 MEMIT = Method(
     name="memit",
     summary="single-hop prompts, subject token, shallow layers, even spread (Meng et al. 2022)",
-    stages=(Stage("query", kinds=("single",), token="subject", where="query", spread="even"),),
+    stages=(
+        Stage(
+            "query", kinds=("single",), token="subject", where="query", spread="even", width=3, mean_keys=True
+        ),
+    ),
     prefixes=3,
+    essence=True,
     wordings=False,
 )
 

@@ -22,9 +22,10 @@ class Method:
     the other. lam: λ of Eq. 11, on C = E[k kᵀ] of the text, as a multiple of N: kᵀ C⁻¹ k grows with N, so
     the paper's 6000 for GPT-J's N = 16,384 is 0.37·N. known: weight on the mean outer product of the keys
     of known facts at edited positions. ridge: on the identity, in multiples of a key's mean squared length
-    over N. prefixes: how many sampled contexts each single-hop prompt is repeated behind (MEMIT). form:
-    the closed form, "ridge" (Eq. 12), "equality" (ROME, EMMET) or "null" (AlphaEdit), see `solve`.
-    mean_keys: one key an edit, the mean over its prompts. polished: prompts the gradient steps pull.
+    over N. prefixes: how many sampled contexts each single-hop prompt is repeated behind (MEMIT). essence:
+    v* is held to what the model says of "SUBJECT is a" (the KL of Eq. 13). form: the closed form, "ridge"
+    (Eq. 12), "equality" (ROME, EMMET) or "null" (AlphaEdit), see `solve`. polished: prompts the gradient
+    steps pull.
     primed: each prompt that thinks aloud is repeated behind the shots of appendix G.1 (section 6.2).
     writer: a module whose `write(lm, edits, prompts)` makes the updates, for methods that have no stages.
     reader: a module whose `Reader` answers prompts with what its `remember` kept; no weights change.
@@ -39,8 +40,8 @@ class Method:
     known: float = 0.0
     ridge: float = 0.0
     prefixes: int = 0
+    essence: bool = False
     form: Form = "ridge"
-    mean_keys: bool = False
     one_by_one: bool = False
     in_turn: bool = False
     wordings: bool = True  # write every wording of the relation, or the edit's own prompt alone

@@ -18,10 +18,13 @@ METHODS = (
                 token="subject",
                 where="query",
                 spread="root",
+                width=3,
+                mean_keys=True,
                 target=TargetSettings(attention=True),
             ),
         ),
         prefixes=3,
+        essence=True,
         wordings=False,
     ),
 )

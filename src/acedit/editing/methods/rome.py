@@ -12,10 +12,10 @@ from acedit.editing.stages import Stage
 EMMET = Method(
     name="emmet",
     summary="single-hop prompts, subject token, one layer, equality for the batch (Gupta et al. 2024)",
-    stages=(Stage("query", kinds=("single",), token="subject", where="query", deepest=True),),
+    stages=(Stage("query", kinds=("single",), token="subject", where="query", deepest=True, mean_keys=True),),
     form="equality",
-    mean_keys=True,
     prefixes=3,
+    essence=True,
     wordings=False,
 )
 
