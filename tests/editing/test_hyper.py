@@ -47,6 +47,15 @@ def test_an_untrained_editor_takes_a_gradient_step() -> None:
     torch.testing.assert_close(step, -editor.rate[0].exp() * grad.T @ read)
 
 
+def test_more_edits_than_it_was_trained_on_are_written_in_lots() -> None:
+    lm = tiny_lm("qwen3")
+    prompts = [Prompt("{} is a citizen of", f"Person {i}", "Chile", "single", i) for i in range(5)]
+    editor = HyperEditor(lm.n_neurons, lm.d_model, [1], rank=4, edits=2)
+    (whole,) = editor.updates(lm, prompts)
+    lots = [editor.updates(lm, prompts[at : at + 2])[0].delta for at in (0, 2, 4)]
+    torch.testing.assert_close(whole.delta, sum(lots))
+
+
 def test_training_lowers_what_it_is_trained_on() -> None:
     lm = tiny_lm("qwen3")
     said: list[str] = []

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from acedit.editing import screen as screening
+from acedit.editing.batch import Batch
 from acedit.editing.screen import Trial, ranges, screen
 from acedit.knowledge.facts import Edit, Fact
 from acedit.knowledge.relations import mquake
@@ -43,10 +44,16 @@ def test_a_trial_writes_where_it_is_told_and_leaves_the_model(lm: LanguageModel,
     assert all(torch.equal(a, b) for a, b in zip(before, lm.model.parameters(), strict=True))
 
 
-def test_what_is_kept_was_right_before(trial: Trial) -> None:
-    right = trial.score([])
-    assert right.get("kept", 1.0) == 1.0
-    assert all(0 <= share <= 1 for share in right.values())
+def test_what_is_kept_was_right_before(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def even(_: Trial, batch: Batch) -> torch.Tensor:
+        return torch.tensor([len(p.text) % 2 == 0 for p in batch.prompts])
+
+    monkeypatch.setattr(Trial, "_right", even)
+    right = Trial(lm, EDITS, KNOWN, cache_dir=tmp_path).score([])
+    assert right["kept"] == 1.0
+    assert 0 < right["edit"] < 1
 
 
 def test_targets_are_searched_once_for_each_layer(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ A test counts where the unedited model answers each of its condition queries; it
 clozes, matched as everywhere here to a value or an alias.
 
 Footgun: the files give labels inside sentences only. Subject and object of an edit are read out of its prompt
-and the original fact's; a row whose subject cannot be told is refused by name.
+and the original fact's by the relation's own cloze (`CLOZES`), or by what other clozes share with it; rows
+whose subject cannot be told are left out, with a notice that names the first.
 """
 
 import json
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +28,8 @@ from acedit.knowledge.facts import Edit
 from acedit.knowledge.relations import Relation
 from acedit.lm.model import LanguageModel
 
+log = logging.getLogger("acedit")
+
 AXES: Mapping[str, str] = {
     "Relation_Specificity": "relation_specificity",
     "Relation_Specifity": "relation_specificity",
@@ -36,6 +40,62 @@ AXES: Mapping[str, str] = {
     "Forgetfulness": "forgetfulness",
 }
 """The file's names (one is spelled in two ways) and ours."""
+
+CLOZES: Mapping[str, str] = {
+    "MOTHER": "The name of the mother of {} is",
+    "FATHER": "The name of the father of {} is",
+    "BROTHER": "The name of the brother of {} is",
+    "SISTER": "The name of the sister of {} is",
+    "SIBLING": "The names of the siblings of {} are",
+    "SPOUSE": "The name of the spouse of {} is",
+    "UNCLE": "The name of the uncle of {} is",
+    "AUNT": "The name of the aunt of {} is",
+    "CHILD": "The name of the child of {} is",
+    "NUMBER_OF_CHILDREN": "The number of children {} has is",
+    "SEX_OR_GENDER": "The gender of {} is",
+    "PLACE_OF_BIRTH": "The place of birth of {} is",
+    "PLACE_OF_DEATH": "The place of death of {} is",
+    "PLACE_OF_BURIAL": "The place of burial of {} is",
+    "COUNTRY": "The name of the country which {} is associated with is",
+    "COUNTRY_OF_CITIZENSHIP": "The name of the country of citizenship of {} is",
+    "POSITION_HELD": "The name of the position held by {} is",
+    "STEPFATHER": "The name of the stepfather of {} is",
+    "STEPMOTHER": "The name of the stepmother of {} is",
+    "MEMBER_OF_SPORTS_TEAM": "The name of the sports team which {} is a member of is",
+    "ALMA_MATER": "The name of the alma mater of {} is",
+    "SEXUAL_ORIENTATION": "The sexual orientation of {} is",
+    "OCCUPATION": "The occupation of {} is",
+    "EMPLOYER": "The name of the employer of {} is",
+    "LEAGUE": "The name of the league which {} plays in is",
+    "FIELD_OF_WORK": "The name of the field of work of {} is",
+    "NATIVE_LANGUAGE": "The mother tongue of {} is",
+    "AWARD_RECEIVED": "The name of the award {} won is",
+    "FOLLOWS": "{} follows",
+    "FOLLOWED_BY": "{} is followed by",
+    "ETHNIC_GROUP": "The name of the ethnic group which {} is associated with is",
+    "RELIGION": "The name of the religion which {} is associated with is",
+    "EYE_COLOR": "The eye color of {} is",
+    "DATE_OF_BIRTH": "The date of birth of {} is",
+    "DATE_OF_DEATH": "The date of death of {} is",
+    "HEAD_OF_GOVERNMENT": "The name of the head of government of {} is",
+    "HEAD_OF_STATE": "The name of the head of state of {} is",
+    "CONTINENT": "The name of the continent which {} is part of is",
+    "CAPITAL": "The name of the capital city of {} is",
+    "CURRENCY": "The name of the currency in {} is",
+    "OFFICIAL_LANGUAGE": "The official language of {} is",
+    "ANTHEM": "The name of the anthem of {} is",
+    "LIKELY_ANTHEM": "The name of the anthem that is most likely to be performed in {} is",
+    "CAPITAL_OF": "The name of the country which {} is the capital of is",
+    "AUTHOR": "The name of the author of {} is",
+    "EDITOR": "The name of the editor of {} is",
+    "DIRECTOR": "The name of the director of {} is",
+    "SCREENWRITER": "The name of the screenwriter of {} is",
+    "CAST_MEMBER": "The names of the cast members of {} are",
+    "ARCHITECT": "The name of the architect of {} is",
+    "COMPOSER": "The name of the composer of {} is",
+    "FOUNDER": "The name of the founder of {} is",
+}
+"""How the files word a relation (src/relation.py of edenbiran/RippleEdits, MIT licence)."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +155,26 @@ def read_ripple(path: str | Path) -> list[RippleCase]:
 
 
 def ripple_cases(path: str | Path, rows: list[Any]) -> list[RippleCase]:
-    """The cases of rows already parsed; `path` is named in complaints, which are as `read_ripple`'s."""
+    """The cases of rows already parsed; `path` is named in complaints, which are as `read_ripple`'s.
+
+    Rows whose subject cannot be told are left out, with a notice.
+    """
     if not is_ripple(rows):
         raise UserError(f"{path}: these are not RippleEdits cases (no edit with its axes)")
-    return [_case(path, i, row) for i, row in enumerate(rows)]
+    cases = [_case(path, i, row) for i, row in enumerate(rows)]
+    lost = [i for i, case in enumerate(cases) if case is None]
+    if lost:
+        said = (
+            f"{path}: left out {len(lost)} of {len(rows)} rows whose subject cannot be told; "
+            f"the first is [{lost[0]}].edit.prompt {rows[lost[0]]['edit']['prompt']!r}"
+        )
+        if len(lost) == len(rows):
+            raise UserError(said)
+        log.warning(said)
+    return [case for case in cases if case is not None]
 
 
-def _case(path: str | Path, i: int, row: Mapping[str, Any]) -> RippleCase:
+def _case(path: str | Path, i: int, row: Mapping[str, Any]) -> RippleCase | None:
     try:
         tests = {
             AXES[name]: tuple(_test(test) for test in row[name] if test["test_queries"])
@@ -113,12 +186,7 @@ def _case(path: str | Path, i: int, row: Mapping[str, Any]) -> RippleCase:
         raise UserError(
             f"{path}: [{i}]: field {error} is missing or of another kind; get the file again"
         ) from None
-    if edit is None:
-        raise UserError(
-            f"{path}: [{i}].edit.prompt {row['edit']['prompt']!r}: its subject cannot be told; "
-            "leave the row out"
-        )
-    return RippleCase(f"ripple-{i}", (edit,), tests)
+    return None if edit is None else RippleCase(f"ripple-{i}", (edit,), tests)
 
 
 def _test(row: Mapping[str, Any]) -> RippleTest:
@@ -135,25 +203,42 @@ def _query(row: Mapping[str, Any]) -> Query:
 
 
 def _edit(row: Mapping[str, Any]) -> Edit | None:
-    """The edit, from sentences "CLOZE OBJECT." ; None where no subject is found in the cloze."""
+    """The edit, from sentences "CLOZE OBJECT."; None where no subject is found in the cloze."""
     edit = row["edit"]
-    said, before = edit["prompt"].rstrip(" ."), edit.get("original_fact")
-    cloze, old = said.rpartition(" is ")[0] + " is", ""
-    if before is not None:
-        was = before["prompt"].rstrip(" .")
-        shared = next((n for n, (a, b) in enumerate(zip(said, was, strict=False)) if a != b), len(was))
-        # Objects that start alike ("United ...") share more than the cloze.
-        cut = said.rfind(" is ", 0, shared + 1)
-        if cut >= 0:
-            cloze = said[:cut] + " is"
-        old = was[len(cloze) :].strip()
-    target = said[len(cloze) :].strip()
-    subject = _subject(row, edit, cloze)
+    id = str(edit["relation"])
+    said, was = edit["prompt"].rstrip(" ."), ""
+    if edit.get("original_fact") is not None:
+        was = edit["original_fact"]["prompt"].rstrip(" .")
+    if id in CLOZES:
+        template = CLOZES[id]
+        subject = _filled(template, said, was)
+        cloze = template.format(subject)
+    else:
+        cloze = _cloze(said, was)
+        subject = _subject(row, edit, cloze)
+        template = cloze.replace(subject, "{}") if subject else ""
+    old, target = was[len(cloze) :].strip(), said[len(cloze) :].strip()
     if not subject or not target or cloze.count(subject) != 1:
         return None
-    id = str(edit["relation"])
-    relation = Relation(f"ripple:{id}", (cloze.replace(subject, "{}"),), name=id.replace("_", " ").lower())
+    relation = Relation(f"ripple:{id}", (template,), name=id.replace("_", " ").lower())
     return Edit(subject, relation, target, "" if old == target else old)
+
+
+def _filled(template: str, said: str, was: str) -> str:
+    """The subject in a filled template that an object follows: the longest that both sentences have."""
+    before, after = template.split("{}")
+    ends = [found.start() for found in re.finditer(re.escape(f"{after} "), said)]
+    subjects = [said[len(before) : end] for end in ends if said.startswith(before) and end > len(before)]
+    both = [subject for subject in subjects if was.startswith(template.format(subject) + " ")]
+    return both[-1] if both else next(iter(subjects), "")
+
+
+def _cloze(said: str, was: str) -> str:
+    """What stands before the objects, of a relation that is not in the table: it ends in "is"."""
+    shared = next((n for n, (a, b) in enumerate(zip(said, was, strict=False)) if a != b), len(was))
+    # Objects that start alike ("United ...") share more than the cloze.
+    cut = said.rfind(" is ", 0, shared + 1) if was else -1
+    return (said[:cut] if cut >= 0 else said.rpartition(" is ")[0]) + " is"
 
 
 def _subject(row: Mapping[str, Any], edit: Mapping[str, Any], cloze: str) -> str:

@@ -57,6 +57,24 @@ def test_no_demonstration_is_of_an_edited_or_excluded_subject() -> None:
     assert ike.remember([EDIT], KNOWN, (), 0) == ike.remember([EDIT], KNOWN, (), 0)
 
 
+def test_a_later_edit_takes_its_subject_out_of_earlier_demonstrations() -> None:
+    lm = tiny_lm("qwen3", max_position_embeddings=4096)
+    late = Edit("Person 3", R["P27"], "Chile", "Peru")
+    one = edit(lm, [EDIT], known=KNOWN[:8], method="ike")
+    two = edit(lm, [late], known=KNOWN[:8], method="ike")
+    assert "Person 3" in str(one.memory["shots"])
+    with one.applied(lm), two.applied(lm):
+        assert lm.reader is not None
+        read = lm.reader.context("Where is Person 3 from?")
+    assert re.findall("New Fact: Person 3 .*", read) == ["New Fact: Person 3 is a citizen of Chile"]
+
+
+def test_mello_looks_for_the_subquestion_not_for_the_answer() -> None:
+    said = "Subquestion: Who leads Peru?\nGenerated answer: the head of Peru is Bo Ray.\n"
+    assert mello._subquestion(said) == "Who leads Peru?"
+    assert mello._subquestion("Generated answer: Bo Ray.") == "Generated answer: Bo Ray."
+
+
 class Scripted:
     """Answers in MeLLo's form, believing Peru until a retrieved fact says otherwise."""
 
