@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from acedit.benchmark.fluency import TOKENS, perplexity, wikitext
-from tests.tiny import tiny_lm
+from acedit.lm.model import LanguageModel
+from tests.tiny import byte_tokenizer, tiny_lm, tiny_model
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2", "mistral"])
@@ -27,4 +28,16 @@ def test_wikitext_is_there_and_windows_stand_alone() -> None:
     with torch.no_grad():
         each = [float(lm.model(input_ids=window, labels=window).loss) for window in ids]
     assert each[0] != each[1]
+    assert perplexity(lm, windows=2) == pytest.approx(math.exp(sum(each) / 2), rel=1e-4)
+
+
+def test_every_window_starts_as_the_tokenizer_starts_a_text() -> None:
+    lm = LanguageModel(tiny_model("llama"), byte_tokenizer(bos=True))
+    ids = lm.tokenizer(wikitext())["input_ids"]
+    assert ids[0] == lm.tokenizer.bos_token_id
+    each = []
+    for window in (ids[1:TOKENS], ids[TOKENS : 2 * TOKENS - 1]):
+        row = torch.tensor([ids[:1] + window])
+        with torch.no_grad():
+            each.append(float(lm.model(input_ids=row, labels=row).loss))
     assert perplexity(lm, windows=2) == pytest.approx(math.exp(sum(each) / 2), rel=1e-4)

@@ -9,7 +9,6 @@ a model with itself, not with another.
 """
 
 import math
-from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
@@ -30,13 +29,16 @@ def wikitext() -> str:
 
 @torch.no_grad()
 def perplexity(lm: LanguageModel, text: str | None = None, *, windows: int = WINDOWS) -> float:
-    """exp of the mean negative log-likelihood of a token (nats), each window of `text` on its own.
+    """exp of the mean negative log-likelihood of a token (nats), each window of `text` on its own, behind
+    the token that the tokenizer starts every text with, if it does.
 
     NaN for a text of fewer than two tokens.
     """
-    ids: Sequence[int] = lm.tokenizer(wikitext() if text is None else text)["input_ids"]
-    width = min(TOKENS, lm.context)
-    rows = [ids[i : i + width] for i in range(0, len(ids), width)][:windows]
+    ids: list[int] = lm.tokenizer(wikitext() if text is None else text)["input_ids"]
+    start = ids[:1] if ids and ids[0] == lm.tokenizer.bos_token_id else []
+    ids = ids[len(start) :]
+    width = min(TOKENS, lm.context) - len(start)
+    rows = [start + ids[i : i + width] for i in range(0, len(ids), width)][:windows]
     rows = [row for row in rows if len(row) > 1]
     if not rows:
         return float("nan")
