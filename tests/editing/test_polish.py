@@ -1,10 +1,12 @@
 """The polish: what moves, what it stops for, and which prompts it works on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from acedit.editing.batch import split
-from acedit.editing.polish import Part, Polish, _Pool, polish
+from acedit.editing.polish import LEAST, Part, Polish, _Pool, polish
 from acedit.editing.solve import whitening
 from acedit.editing.stages import Update, updates_in
 from acedit.lm.model import LanguageModel
@@ -56,6 +58,24 @@ def test_it_ends_when_nothing_is_wrong(model: LanguageModel) -> None:
         model, zero(model), batches, batches, settings, seed=0, progress=lambda step, *_: steps.append(step)
     )
     assert len(steps) <= 2
+
+
+@pytest.mark.parametrize(("passes", "wanted"), [(1, LEAST), (200, 75)])
+def test_looks_at_a_prompt_give_the_steps(model: LanguageModel, passes: int, wanted: int) -> None:
+    """As many as it takes, whatever `steps` says; without screening every prompt has its turn."""
+    batches = split(model, prompts(3))
+    parts = [Part(model, batch, 0, kept=False) for batch in batches]
+    settings = Polish(steps=1, passes=passes, screen=False)
+    steps: list[int] = []
+    polish(model, zero(model), batches, (), settings, seed=0, progress=lambda step, *_: steps.append(step))
+    assert len(steps) == wanted
+    pool = _Pool(parts, replace(settings, rows=2))
+    seen: list[tuple[int, int]] = []
+    for _ in range(3):
+        for part, rows in pool.draw(torch.Generator().manual_seed(0)).items():
+            pool.seen(part, rows, torch.zeros(len(rows)))
+            seen += [(part, row) for row in rows.tolist()]
+    assert len(seen) == len(set(seen)) == 6
 
 
 def test_what_must_stay_stays(model: LanguageModel) -> None:

@@ -41,9 +41,9 @@ class Polish:
     α = 2·rank). near: weight in P of the keys of kin (other subjects that are held), against the text's; 0
     leaves P to the text. lr is Adam's. replay: weight of the KL (nats a token) from the unedited model on
     what must stay. rows: a step, half of each sort where both have so many. screen: draw those that are
-    wrong first, and end when none is; without it all in turn. passes: bounds the steps (but `LEAST`) to so
-    many looks at a prompt on average, and the rows to 1/`SHARE` of all prompts (but `FEWEST`); None: `steps`
-    and `rows` for any. stop: a prompt
+    wrong first, and end when none is; without it all in turn. passes: as many
+    steps (but `LEAST`) as give so many looks at a prompt on average, and at most 1/`SHARE` of all prompts
+    a step (but `FEWEST`); None: `steps` and `rows` for any. stop: a prompt
     of the edit is done below this NLL, drift: a kept one is unharmed below this KL (both nats a token).
     """
 
@@ -119,7 +119,7 @@ def polish(
     pool = _Pool(parts, settings)
     steps = settings.steps
     if settings.passes is not None:
-        steps = min(steps, max(LEAST, round(settings.passes * total / settings.rows)))
+        steps = max(LEAST, round(settings.passes * total / settings.rows))
     for step in range(steps):
         if settings.screen and pool.seems_done():
             with _moving_in(lm, moving), torch.no_grad():

@@ -15,7 +15,6 @@ from acedit.editing.polish import Polish
 from acedit.editing.stages import Stage
 from acedit.knowledge.compose import Amounts
 
-STEPS = 200
 PASSES = 4
 AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8, hold=12, kin=16)
 
@@ -24,7 +23,7 @@ ACE = Method(
     summary="all stages' prompts by gradient in the closed form's metric (ours)",
     layers="all",
     amounts=AMOUNTS,
-    polish=Polish(space="whitened", near=1.0, steps=STEPS, passes=PASSES),
+    polish=Polish(space="whitened", near=1.0, passes=PASSES),
 )
 
 CLOSED = Method(

@@ -5,7 +5,7 @@ The same layers, prompts, replay, rows and steps; Adam on the weights as they ar
 
 from dataclasses import replace
 
-from acedit.editing.methods.ace import ACE, PASSES, STEPS
+from acedit.editing.methods.ace import ACE, PASSES
 from acedit.editing.polish import Polish
 
 METHODS = (
@@ -13,6 +13,6 @@ METHODS = (
         ACE,
         name="ft-same",
         summary="fine-tuning of the same layers on ACE's prompts, with replay (the fair rival)",
-        polish=Polish(space="weights", screen=False, steps=STEPS, passes=PASSES),
+        polish=Polish(space="weights", screen=False, passes=PASSES),
     ),
 )
