@@ -634,8 +634,8 @@ def _mend(args: argparse.Namespace) -> None:
     progress.say("loading the model")
     lm = _load(args)
     editor = hyper.train(lm, known, settings, say=progress.say)
-    out = Path(args.out) if args.out else hyper.cached(lm.fingerprint)
     own = lm.fingerprint
+    out = Path(args.out) if args.out else hyper.cached(own)
     hyper.save(editor, out, [own])
     # A checkpoint is another model in another dtype, its hyper-network the same.
     del lm

@@ -102,7 +102,7 @@ def alike(losses: Sequence[Sequence[float]], among: Sequence[int]) -> tuple[int,
     return tuple(among[first : last + 1])
 
 
-def _middle(run: Sequence[int]) -> tuple[int, ...]:
+def _central(run: Sequence[int]) -> tuple[int, ...]:
     """At most `LONGEST` layers from the middle of `run`, the lower ones where it cannot be halved."""
     first = max(0, len(run) - LONGEST) // 2
     return tuple(run[first : first + LONGEST])
@@ -116,9 +116,9 @@ def choose_layers(reach: Reach, *, value: Sequence[float] = (), query: Sequence[
     """
     n = len(reach.query)
     run = alike(reach.query, range(max(1, n - 1)))
-    query_layers = _middle(run)
+    query_layers = _central(run)
     above = alike(reach.value, range(query_layers[-1] + 1, n) or range(n))
-    value_layers = _middle(above)
+    value_layers = _central(above)
     means = reach.means()
     middle = middle_of(query_layers, value_layers)
 

@@ -189,7 +189,7 @@ def _write(
 ) -> list[Update]:
     """Targets, the sweep, the polish."""
     prompts = own_answers(lm, prompts)
-    replay = split(lm, [p for p in prompts if p.kind in KEPT], rows=512, spread=1.5)
+    held = [p for p in prompts if p.kind in KEPT]
     single = [p for p in prompts if p.kind not in KEPT]
     primed = _primed(lm, single) if chosen.primed else []
     if not chosen.wordings:
@@ -198,9 +198,9 @@ def _write(
         single = _prefixed(lm, single, chosen.prefixes, seed)
     single += primed
     if chosen.writer:
-        held = [p for p in prompts if p.kind in KEPT]
         made: list[Update] = import_module(chosen.writer).write(lm, edits, [*single, *held])
         return made
+    replay = split(lm, held, rows=512, spread=1.5)
     touched = sorted({layer for stage in chosen.stages for layer in _layers(stage, plan, chosen)})
     if chosen.layers == "all":
         touched = list(range(lm.n_layers))
@@ -275,8 +275,8 @@ def swept(
     except (torch.linalg.LinAlgError, ValueError) as error:  # type: ignore[attr-defined,unused-ignore]
         said = " ".join(str(error).split())
         raise UserError(
-            f"method {chosen.name!r} has no solution here ({said}): its keys repeat, or the text for the "
-            "covariance is too short; give more known facts, or another method"
+            f"method {chosen.name!r} has no solution here ({said}): the text for the covariance is too "
+            "short; give more known facts, or another method"
         ) from error
 
 

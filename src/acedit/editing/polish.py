@@ -41,10 +41,10 @@ class Polish:
     α = 2·rank). near: weight in P of the keys of kin (other subjects that are held), against the text's; 0
     leaves P to the text. lr is Adam's. replay: weight of the KL (nats a token) from the unedited model on
     what must stay. rows: a step, half of each sort where both have so many. screen: draw those that are
-    wrong first, and end when none is; without it all in turn. passes: as many
-    steps (but `LEAST`) as give so many looks at a prompt on average, and at most 1/`SHARE` of all prompts
-    a step (but `FEWEST`); None: `steps` and `rows` for any. stop: a prompt
-    of the edit is done below this NLL, drift: a kept one is unharmed below this KL (both nats a token).
+    wrong first, and end when none is; without it all in turn. passes: as many steps (but `LEAST`) as give
+    so many looks at a prompt on average, and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None:
+    `steps` and `rows` for any. stop: a prompt of the edit is done below this NLL, drift: a kept one is
+    unharmed below this KL (both nats a token).
     """
 
     steps: int = 100

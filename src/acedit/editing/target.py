@@ -7,8 +7,8 @@
 All edits of a batch are searched together; only the blocks above the layer run, and logits are taken
 only where the loss reads them. δ is one vector an edit, shared by all its rows.
 
-Deviations from the paper: steps are relative to the residual's own norm
-(lr·‖h‖/√d), δ is clamped at a multiple of ‖h‖, and each edit stops by itself.
+Deviations from the paper: steps are relative to the residual's own norm (lr·‖h‖/√d), δ is clamped at a
+multiple of ‖h‖, and each edit stops by itself.
 """
 
 from collections.abc import Sequence

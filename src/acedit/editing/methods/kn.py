@@ -49,7 +49,7 @@ METHODS = (
 def write(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> list[Update]:
     """One update a layer that holds a knowledge neuron of some edit, of rank one an edit."""
     single = [p for p in prompts if p.kind == "single"]
-    old = [old_answers(lm, edits, [next(p for p in single if p.edit == i)])[0] for i in range(len(edits))]
+    old = old_answers(lm, edits, [next(p for p in single if p.edit == i) for i in range(len(edits))])
     asked = [Prompt(p.template, p.subject, old[p.edit], p.kind, p.edit) for p in single]
     kin = {p.subject: p for p in reversed(prompts) if p.kind == "hold"}
     others = [p for p in kin.values() if p.subject != edits[p.edit].subject]
