@@ -200,3 +200,24 @@ def test_kin_are_asked_in_every_wording_and_in_frames(world: World, known: list[
     shared = Composer([edit] * 1 + edits_of(world)[1:4], known, amounts=Amounts(kin=8)).prompts()
     each = {p.edit: len({q.subject for q in shared if q.kind == "hold" and q.edit == p.edit}) for p in shared}
     assert max(each.values()) <= 8
+
+
+def test_kin_are_asked_after_what_the_new_object_has(world: World, known: list[Fact]) -> None:
+    edits = edits_of(world, 8)
+    away = min({f.subject for f in known if f.relation.id == edits[0].relation.id})
+    every = Composer(edits, known, exclude={away}, amounts=Amounts(kin_onward=8 * 40)).prompts()
+    held = [p for p in every if p.kind == "hold"]
+    assert held
+    edited = {e.subject for e in edits}
+    by_wording = {w: id for id, r in R.items() for w in (*r.prompts, *map(asked, r.questions))}
+    for i, edit in enumerate(edits):
+        has = {f.relation.id for f in known if f.subject == edit.target}
+        kin = {f.subject for f in known if f.relation.id == edit.relation.id}
+        facts = {(p.subject, by_wording[p.template]) for p in held if p.edit == i}
+        for subject, relation in facts:
+            assert subject in kin - edited - {edit.target, away}
+            assert relation in has and not reserved(subject, relation)
+    a_share = Composer(edits, known, amounts=Amounts(kin_onward=16)).prompts()
+    for i in range(len(edits)):
+        mine = {(p.subject, by_wording[p.template]) for p in a_share if p.kind == "hold" and p.edit == i}
+        assert len(mine) <= 2

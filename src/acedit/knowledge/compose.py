@@ -131,9 +131,11 @@ class Amounts:
 
     hold: relations of the subject's kin that it is asked after, each as cloze and question. kin: subjects of
     the same relation that are asked after it in all its wordings and in some frames around its noun phrases,
-    so many for one edit and for each of n a share, one at least. left_out: the share of second relations
-    (what follows from the new object) that no prompt asks, 0 but for measuring how far an edit carries
-    beyond its own prompts.
+    so many for one edit and for each of n a share, one at least. kin_onward: in like manner, facts of the kin
+    by relations that the new object has, in all their wordings: what follows from the new object is said of
+    the subject, and must not become what the subject itself is said to have. left_out: the share of second
+    relations (what follows from the new object) that no prompt asks, 0 but for measuring how far an edit
+    carries beyond its own prompts.
     """
 
     lead: int = 8
@@ -143,6 +145,7 @@ class Amounts:
     replay: int = 40  # twice that for one edit; for n, so many times 1 + n // 3
     hold: int = 0
     kin: int = 0
+    kin_onward: int = 0
     left_out: float = 0.0
 
 
@@ -189,6 +192,7 @@ class Composer:
                 self._keep,
                 self._hold,
                 self._kin,
+                self._kin_onward,
             ):
                 made.extend(dict.fromkeys(part(i, edit, rng)))
         made.extend(dict.fromkeys(self._replay(random.Random(f"{self._seed}/replay"))))
@@ -334,13 +338,33 @@ class Composer:
 
     def _kin(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         """Others of the edit's relation, asked after it: what a new object must not be said of."""
-        others = {f.subject for f in self._same[edit.relation.id] if not reserved(*f.key)}
-        usable = sorted(others - self._exclude - {edit.subject})
-        count = -(-self.amounts.kin // len(self.edits))
-        for subject in rng.sample(usable, k=min(count, len(usable))):
+        usable = self._others(edit)
+        for subject in rng.sample(usable, k=min(self._share(self.amounts.kin), len(usable))):
             for template in (*edit.relation.prompts, *map(asked, edit.relation.questions)):
                 yield Prompt(template, subject, "", "hold", i)
             yield from self._framed(subject, edit.relation, i, rng, 2 * FRAMED)
+
+    def _kin_onward(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
+        """Others of the edit's relation, asked after what the new object has."""
+        onward = {fact.relation.id for fact in self._after[edit.target]}
+        usable = [
+            fact
+            for subject in self._others(edit)
+            for fact in self._after[subject]
+            if subject != edit.target and fact.relation.id in onward and not reserved(*fact.key)
+        ]
+        for fact in rng.sample(usable, k=min(self._share(self.amounts.kin_onward), len(usable))):
+            for template in (*fact.relation.prompts, *map(asked, fact.relation.questions)):
+                yield Prompt(template, fact.subject, "", "hold", i)
+
+    def _others(self, edit: Edit) -> list[str]:
+        """Subjects that have the edit's relation too, are not edited, and may be asked; sorted."""
+        others = {f.subject for f in self._same[edit.relation.id] if not reserved(*f.key)}
+        return sorted(others - self._exclude - {edit.subject for edit in self.edits})
+
+    def _share(self, amount: int) -> int:
+        """Of an amount for one edit, what each of this batch gets: one at least, none of none."""
+        return -(-amount // len(self.edits))
 
     def _replay(self, rng: random.Random) -> Iterator[Prompt]:
         usable = [fact for fact in self._known if not reserved(*fact.key)]
