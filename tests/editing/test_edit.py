@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from acedit.attribution.plan import Plan
+from acedit.editing.batch import Batch
 from acedit.editing.edit import edit, own_answers
+from acedit.editing.keys import keys_at
 from acedit.editing.methods import Method, method, methods
 from acedit.editing.patch import Patch
 from acedit.errors import UserError
@@ -159,6 +161,30 @@ def test_a_short_text_is_enough_or_says_so(name: str, tmp_path: Path) -> None:
         edit(lm, EDITS[:1], method=name, plan=PLAN, cache_dir=tmp_path)
     except UserError as error:
         assert "\n" not in str(error)
+
+
+def test_alphaedit_spares_what_earlier_patches_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("qwen3")
+
+    def second() -> Patch:
+        return edit(lm, EDITS[1:], known=KNOWN, method="alphaedit", plan=PLAN, cache_dir=tmp_path)
+
+    first = edit(lm, EDITS[:1], known=KNOWN, method="alphaedit", plan=PLAN, cache_dir=tmp_path)
+    layer = first.updates[0].layer
+    with first.applied(lm):
+        row = Batch.of(lm, [Prompt(EDITS[0].prompt, EDITS[0].subject, EDITS[0].target, "single", 0)])
+        key, _ = keys_at(lm, row.encoded, layer, row.subject)
+        careful = second().updates[0]
+        again = edit(lm, EDITS[:1], known=KNOWN, method="alphaedit", plan=PLAN, cache_dir=tmp_path).updates[0]
+        monkeypatch.setattr("acedit.editing.edit.edits_on", lambda _: [])
+        careless = second().updates[0]
+        same = edit(lm, EDITS[:1], known=KNOWN, method="alphaedit", plan=PLAN, cache_dir=tmp_path).updates[0]
+    moved = {
+        name: float((u.delta() @ key[0]).norm()) for name, u in (("with", careful), ("without", careless))
+    }
+    assert moved["with"] < moved["without"]
+    # What is edited anew is not spared.
+    torch.testing.assert_close(again.delta(), same.delta())
 
 
 def test_rome_is_emmet_for_one_fact(tmp_path: Path) -> None:

@@ -112,3 +112,20 @@ def test_null_space_leaves_kept_keys_alone() -> None:
     assert torch.allclose(delta, wanted, atol=1e-5)
     with pytest.raises(ValueError, match="raise the share"):
         null_space(torch.eye(5), share=0.1)
+
+
+def test_null_space_spares_the_keys_of_earlier_edits() -> None:
+    """AlphaEdit's formula with K_p: R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + I)⁻¹."""
+    g = torch.Generator().manual_seed(1)
+    kept = torch.randn(12, 7, generator=g, dtype=torch.float64)
+    earlier = 10 * torch.randn(12, 3, generator=g, dtype=torch.float64)
+    residual, keys, _ = problem(3, 6)
+    left, right = solve(residual, keys, null_space(kept @ kept.T, share=1e-8, earlier=earlier))
+    delta = (left @ right).double()
+    q = torch.linalg.qr(kept, mode="complete").Q[:, 7:]
+    p, k, eye = q @ q.T, keys.double(), torch.eye(12, dtype=torch.float64)
+    inside = earlier @ earlier.T @ p + k @ k.T @ p + eye
+    assert torch.allclose(delta, residual.double() @ k.T @ p @ torch.linalg.inv(inside), atol=1e-5)
+    careless = solve(residual, keys, null_space(kept @ kept.T, share=1e-8))
+    moved = (careless[0] @ careless[1]).double() @ earlier
+    assert (delta @ earlier).norm() < 0.2 * moved.norm()

@@ -18,17 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from acedit.attribution.plan import Plan
 from acedit.editing.batch import Batch, split
 from acedit.editing.covariance import covariances, inverse_roots
-from acedit.editing.keys import key_moments
+from acedit.editing.keys import key_moments, keys_at
 from acedit.editing.methods import Method
 from acedit.editing.methods import method as named_method
-from acedit.editing.patch import LayerUpdate, Patch, place_of
+from acedit.editing.patch import LayerUpdate, Patch, edits_on, place_of
 from acedit.editing.polish import polish
 from acedit.editing.solve import Metric, factor, inverse, null_space
-from acedit.editing.stages import Stage, Update, Writing, sweep, updates_in
+from acedit.editing.stages import Stage, Update, Writing, mean_by, sweep, updates_in
 from acedit.editing.target import search
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt, belief_texts
@@ -220,7 +222,7 @@ def _write(
         groups = [[p for p in single if p.edit == i] for i in range(len(edits))]
     updates: list[Update] = []
     if chosen.stages:
-        metric = metric_of(lm, chosen, texts, touched, replay, cache_dir)
+        metric = metric_of(lm, chosen, texts, touched, replay, cache_dir, edits)
         for group in groups:
             for stages in [(stage,) for stage in chosen.stages] if chosen.in_turn else [chosen.stages]:
                 with updates_in(lm, updates):
@@ -307,6 +309,26 @@ def _targets(
     return writings
 
 
+def _earlier_keys(
+    lm: LanguageModel, edits: Sequence[Edit], layer: int, stage: Stage
+) -> Float[Tensor, "n_neurons n"] | None:
+    """Keys of the edits that patches have put in, where `stage` would write them; none for none.
+
+    Those of `edits` themselves are left out: what is to be changed again is not kept.
+    """
+    anew = {edit.key for edit in edits}
+    before = [edit for edit in edits_on(lm) if edit.key not in anew]
+    if not before:
+        return None
+    asked = [Prompt(edit.prompt, edit.subject, edit.target, "single", i) for i, edit in enumerate(before)]
+    rows = [
+        (keys_at(lm, batch.encoded, layer, batch.positions(stage.token))[0], batch.edits())
+        for batch in split(lm, asked)
+    ]
+    keys, edit = (torch.cat(column) for column in zip(*rows, strict=True))
+    return mean_by(edit, keys).T
+
+
 def metric_of(
     lm: LanguageModel,
     chosen: Method,
@@ -314,14 +336,16 @@ def metric_of(
     layers: Sequence[int],
     replay: Sequence[Batch],
     cache_dir: Path | None,
+    edits: Sequence[Edit] = (),
 ) -> Callable[[int, float], Metric]:
-    """What the closed form preserves, as `solve` wants it."""
+    """What the closed form preserves, as `solve` wants it: beside `edits`, in the null space."""
     c = covariances(lm, texts, layers, cache_dir=cache_dir)
     known = key_moments(lm, replay, list(c)) if chosen.known and replay else {}
 
     def metric(layer: int, size: float) -> Metric:
         if chosen.form == "null":
-            return null_space(c[layer])
+            (stage,) = chosen.stages
+            return null_space(c[layer], earlier=_earlier_keys(lm, edits, layer, stage))
         p = chosen.lam * lm.n_neurons * c[layer].double()
         if known:
             p = p + chosen.known * lm.n_neurons * known[layer]

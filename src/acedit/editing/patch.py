@@ -262,6 +262,10 @@ class PatchStack:
     def __len__(self) -> int:
         return len(self._active)
 
+    def edits(self) -> list[Edit]:
+        """The edits of the active patches in the order they came on, one a fact: the last one's."""
+        return list({edit.key: edit for patch in self._active.values() for edit in patch.edits}.values())
+
     def base_of(self, layer: int) -> Tensor:
         """The down projection's weight as stored, without any patch."""
         if layer in self._base:
@@ -334,6 +338,12 @@ def _stack(lm: LanguageModel) -> PatchStack:
         lm.patch_stack = PatchStack(lm)
     stack: PatchStack = lm.patch_stack
     return stack
+
+
+def edits_on(lm: LanguageModel) -> list[Edit]:
+    """The edits of the patches that are on the model, one a fact; of those that repeat, the last one's."""
+    stack: PatchStack | None = lm.patch_stack
+    return [] if stack is None else stack.edits()
 
 
 def _check_model(patch: Patch, lm: LanguageModel) -> None:

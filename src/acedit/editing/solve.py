@@ -9,7 +9,8 @@ All are Δ = R (s·I + Kᵀ Q K)⁻¹ Kᵀ Q for a symmetric Q (a `Metric`: K �
 - Q = P⁻¹ with P = λ·C + known keys + ridge·I and s = 1 is R Kᵀ (P + K Kᵀ)⁻¹ (Eq. 11 and 12) by the
   push-through identity: P is factored once a layer and each edit solves n × n;
 - s = 0 makes Δ K = R hold exactly (Gupta et al. 2024, Eq. 8; for one key Meng et al. 2022, Eq. 2);
-- Q the projector on the null space of what is kept makes Δ vanish there (Fang et al. 2025, Eq. 14).
+- Q the projector on the null space of what is kept makes Δ vanish there (Fang et al. 2025, Eq. 14), and
+  moves little along the keys of edits that were made earlier.
 """
 
 from collections.abc import Callable
@@ -48,18 +49,29 @@ def inverse(cholesky: Float[Tensor, "n_neurons n_neurons"]) -> Metric:
     return apply
 
 
-def null_space(moments: Float[Tensor, "n_neurons n_neurons"], share: float = 0.02) -> Metric:
+def null_space(
+    moments: Float[Tensor, "n_neurons n_neurons"],
+    share: float = 0.02,
+    *,
+    earlier: Float[Tensor, "n_neurons m"] | None = None,
+) -> Metric:
     """Q projects on the directions that kept keys hardly use (AlphaEdit).
 
     share: the least used directions that together hold at most so much of tr(moments) count as null.
-    AlphaEdit cuts at an absolute eigenvalue of 2e-2, a figure for the models it names. Raises ValueError
-    where none is.
+    AlphaEdit cuts at an absolute eigenvalue of 2e-2, a figure for the models it names. earlier: keys K_p of
+    edits that are in the model already; with U an orthonormal basis of the null space,
+    Q = U (I + Uᵀ K_p K_pᵀ U)⁻¹ Uᵀ, which is the paper's R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + I)⁻¹. Raises
+    ValueError where no direction is null.
     """
     values, vectors = torch.linalg.eigh(moments.double())
     null = vectors[:, values.clamp(min=0).cumsum(0) <= share * values.sum()]
     if not null.shape[1]:
         raise ValueError("no direction is left free of what is kept; raise the share")
-    return lambda keys: null @ (null.T @ keys)
+    if earlier is None:
+        return lambda keys: null @ (null.T @ keys)
+    before = null.T @ earlier.double()
+    lower = torch.linalg.cholesky(torch.eye(len(before)).to(before) + before @ before.T)
+    return lambda keys: null @ torch.cholesky_solve(null.T @ keys, lower)
 
 
 def solve(

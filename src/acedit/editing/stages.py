@@ -159,7 +159,7 @@ def sweep(
                 keys, residual = torch.cat(keys_of), torch.cat(residuals_of)
                 if writing.stage.mean_keys:
                     edit = torch.cat([batch.edits() for batch in writing.batches])
-                    keys, residual = _mean_by(edit, keys), _mean_by(edit, residual)
+                    keys, residual = mean_by(edit, keys), mean_by(edit, residual)
                 columns.append(keys)
                 residuals.append(residual)
             keys, residual = torch.cat(columns), torch.cat(residuals)
@@ -170,7 +170,7 @@ def sweep(
     return updates
 
 
-def _mean_by(edit: Tensor, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "edits width"]:
+def mean_by(edit: Tensor, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "edits width"]:
     """Mean of the rows of each edit that has any."""
     return torch.stack([rows[edit == i].mean(0) for i in edit.unique().tolist()])
 

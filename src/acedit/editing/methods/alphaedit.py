@@ -1,4 +1,7 @@
-"""AlphaEdit (Fang et al. 2025): MEMIT's write, confined to directions that kept keys hardly use."""
+"""AlphaEdit (Fang et al. 2025): MEMIT's write, confined to directions that kept keys hardly use.
+
+The keys of edits whose patches are on the model already are spared too, as in its Eq. 14.
+"""
 
 from dataclasses import replace
 
