@@ -102,7 +102,7 @@ def test_a_sequence_draws_its_curve(run: Run, folder: Path, tmp_path: Path) -> N
     )
     assert code == 0, err
     assert json.loads((tmp_path / "a.json").read_text())["failed"] == []
-    assert "In sequence" in out
+    assert "In sequence" in out and "perplexity, ratio" in out
     run("bench", "tables", tmp_path / "a", "--out", tmp_path / "t")
     assert (tmp_path / "t" / "degradation.vl.json").exists()
 
@@ -157,3 +157,4 @@ def test_ripple_edits_are_read_and_scored_by_axis(run: Run, folder: Path, tmp_pa
     assert code == 0, err
     assert "compositionality 1" in out
     assert out.count("(1)") == 2, "one edit and one test are counted"
+    assert "Fluency: perplexity" in out

@@ -336,23 +336,34 @@ def degradation(rows: Rows) -> list[dict[str, Any]]:
 def sequence(rows: Rows) -> Table:
     """Scores after so many cases edited one after the other."""
     columns = ("efficacy", "paraphrase", *SPECIFICITY, "direct", "cot")
+    ratio = {
+        (unit.method, unit.step): f"{o.perplexity / o.before:.3f}"
+        for unit, o in rows.units
+        if not math.isnan(o.before)
+    }
     body = [
-        (method, str(step), *(cell(_picked(rows.of(method, step), [c])) for c in columns))
+        (
+            method,
+            str(step),
+            *(cell(_picked(rows.of(method, step), [c])) for c in columns),
+            ratio.get((method, step), "–"),
+        )
         for method in rows.methods
         for step in rows.steps
     ]
-    return Table("In sequence (%)", ("editor", "cases edited", *columns), tuple(body), rows.notes)
+    head = ("editor", "cases edited", *columns, "perplexity, ratio")
+    return Table("In sequence (%)", head, tuple(body), rows.notes)
 
 
 def all_tables(rows: Rows) -> dict[str, Table]:
     """Every table that the run has rows for, by name, but `costs`."""
-    if rows.steps:
-        return {"sequence": sequence(rows)}
-    if any(case["position"] == "ripple" for case in rows.cases.values()):
-        return {"ripple": ripple(rows)}
     makers: Sequence[Callable[[Rows], Table]] = (
         table2, table3, table4, positions, probabilities, whole_and_filtered, fluency,
     )  # fmt: skip
+    if rows.steps:
+        makers = (sequence,)
+    elif any(case["position"] == "ripple" for case in rows.cases.values()):
+        makers = (ripple, fluency)
     made = {maker.__name__: maker(rows) for maker in makers}
     return {name: table for name, table in made.items() if table.rows}
 
