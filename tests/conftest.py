@@ -7,12 +7,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
+from acedit.cli import main
 from acedit.lm.families import FAMILIES
 from acedit.lm.model import LanguageModel
 from tests.tiny import tiny_lm
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,3 +42,15 @@ def family_name(request: pytest.FixtureRequest) -> str:
 def lm(family_name: str) -> LanguageModel:
     """A fresh tiny model of each family, float32."""
     return tiny_lm(family_name)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """One command: exit code, standard output, standard error."""
+
+    def command(*args: object) -> tuple[int, str, str]:
+        code = main([str(arg) for arg in args])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return command

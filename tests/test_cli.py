@@ -22,6 +22,7 @@ from acedit.errors import UserError
 from acedit.knowledge.facts import Edit, read_cases
 from acedit.knowledge.relations import Relation
 from acedit.lm.model import LanguageModel, load
+from tests.conftest import Run
 from tests.tiny import byte_tokenizer, tiny_model
 
 RELATIONS = {
@@ -50,8 +51,6 @@ FACTS = [
 ]
 EDITS = [{"subject": "Bo Ray", "relation": "citizen", "target": "Chile", "old": "Peru"}]
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -74,18 +73,6 @@ def short_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACEDIT_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """One command: exit code, standard output, standard error."""
-
-    def command(*args: object) -> tuple[int, str, str]:
-        code = main([str(arg) for arg in args])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return command
 
 
 @pytest.fixture

@@ -2,19 +2,16 @@
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from acedit.benchmark.store import Store
-from acedit.cli import main
 from acedit.world.cases import make_cases
 from acedit.world.graph import build_world
+from tests.conftest import Run
 from tests.tiny import byte_tokenizer, tiny_model
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """One command: exit code, standard output, standard error."""
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACEDIT_CACHE", str(tmp_path / "cache"))
-
-    def command(*args: object) -> tuple[int, str, str]:
-        code = main([str(arg) for arg in args])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return command
 
 
 def bench(folder: Path, *more: object) -> list[object]:
