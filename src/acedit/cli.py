@@ -354,15 +354,16 @@ def _world_facts() -> "list[Fact]":
     return facts_of(build_world(), [])
 
 
-def _scored_starts(path: str) -> set[str]:
-    """Where the questions start, if the edits' file (read before) is one of cases."""
-    from acedit.benchmark.leak import starts
+def _scored(path: str) -> tuple[set[str], set[str]]:
+    """Where the questions start and what they say, if the edits' file (read before) is one of cases."""
+    from acedit.benchmark.leak import scored_texts, starts
     from acedit.knowledge.facts import read_cases
 
     try:
-        return starts(read_cases(path))
+        cases = read_cases(path)
     except UserError:
-        return set()
+        return set(), set()
+    return starts(cases), scored_texts(cases)
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -572,16 +573,17 @@ def _edit(args: argparse.Namespace) -> None:
         from acedit.editing.presets import preset
 
         plan, chosen = preset(args.preset).fitted(lm, chosen)
-    exclude = {*args.exclude, *_scored_starts(args.edits)}
-    if len(exclude) > len(args.exclude):
-        progress.say("the edits come in cases: no prompt starts where one of their questions does")
+    starts, avoid = _scored(args.edits)
+    if starts:
+        progress.say("the edits come in cases: no prompt starts where one of their questions does, or is one")
     began = time.monotonic()
     patch = edit(
         lm,
         edits,
         known=known,
         method=chosen,
-        exclude=exclude,
+        exclude={*args.exclude, *starts},
+        avoid=avoid,
         plan=plan,
         seed=args.seed,
         progress=progress.say,

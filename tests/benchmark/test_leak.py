@@ -6,7 +6,8 @@ import pytest
 
 from acedit.benchmark.evaluate import merged_edits
 from acedit.benchmark.leak import LeakError, check, scored_texts, starts
-from acedit.knowledge.compose import Composer, Prompt
+from acedit.editing.methods import method
+from acedit.knowledge.compose import Composer, Prompt, holds
 from acedit.knowledge.facts import Case, Fact, cases_from
 from acedit.knowledge.relations import mquake
 from acedit.world.cases import make_cases
@@ -19,7 +20,7 @@ def known() -> list[Fact]:
 
 
 def _prompts(cases: list[Case], known: list[Fact]) -> list[Prompt]:
-    return Composer(merged_edits(cases), known, exclude=starts(cases)).prompts()
+    return Composer(merged_edits(cases), known, exclude=starts(cases), avoid=scored_texts(cases)).prompts()
 
 
 @pytest.mark.parametrize("pool", ["dev", "test"])
@@ -31,8 +32,27 @@ def test_composed_prompts_never_score(known: list[Fact], pool: str) -> None:
 
 
 def test_real_cases_keep_the_rule(known: list[Fact]) -> None:
-    cases = cases_from(mquake_cases("2hop"), "mquake_2hop")[:6]
-    check(_prompts(cases, known), cases)
+    """Also where a composed question would be a case's own, word for word."""
+    cases = cases_from(mquake_cases("2hop"), "mquake_2hop")
+    edits, ways = merged_edits(cases), {"exclude": starts(cases), "amounts": method("ace").amounts}
+    broken = 0
+    for seed in range(3, 7):
+        check(Composer(edits, known, avoid=scored_texts(cases), seed=seed, **ways).prompts(), cases)
+        try:
+            check(Composer(edits, known, seed=seed, **ways).prompts(), cases)
+        except LeakError:
+            broken += 1
+    assert broken
+
+
+def test_a_wording_is_held_from_the_start_of_a_sentence_on() -> None:
+    wording = "Who leads Peru?"
+    for text in (wording, f"Question: {wording}\nAnswer:", f"So it is. {wording}", f"Aha\n{wording}"):
+        assert holds(text, wording)
+    assert not holds("The Fate of the Furious follows", "Fate of the Furious follows")
+    assert not holds("Tell me who leads Peru.", wording)
+    assert holds("A Fate follows. Fate follows", "Fate follows")
+    assert not holds("anything", "")
 
 
 def test_a_leak_is_seen(known: list[Fact]) -> None:

@@ -1,6 +1,7 @@
 """Runs: killed and gone on, by one worker or two, in sequence; failures kept, leaks not."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,23 @@ def test_a_sequence_that_is_killed_goes_on_where_it_was(
     assert edited == ["none", cases[2].id]
     assert printed(tmp_path / "killed") == printed(tmp_path / "whole")
     assert not list((tmp_path / "killed" / "sequence").iterdir())
+
+
+def test_two_cases_of_a_sequence_may_ask_for_the_same(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twins = [cases[0], replace(cases[0], id="twin"), cases[1]]
+    report = run(job, twins, [method("base")], folder=tmp_path / "twins", lm=lm, sequence=[1, 2])
+    assert (report.made, report.failed) == (2, [])
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if args[1][0].id == cases[1].id:
+            raise RuntimeError("no more")
+        return evaluate.edit_cases(*args, **kwargs)
+
+    monkeypatch.setattr("acedit.benchmark.runner.edit_cases", failing)
+    report = run(job, twins, [method("base")], folder=tmp_path / "fails", lm=lm, sequence=[2, 3])
+    assert [unit.step for unit, _ in report.failed] == [3], "what it had come to is kept"
 
 
 def test_a_sequence_asks_a_spread_of_what_was_edited() -> None:

@@ -1,10 +1,13 @@
 """Scoring: what counts as an answer, what passes the filter, and honest intervals."""
 
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 
 from acedit.benchmark.score import METRICS, Record, Scorer, interval, matches, normalise, summarise
+from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.errors import UserError
 from acedit.knowledge.facts import cases_from
 from acedit.lm.model import LanguageModel
@@ -113,6 +116,25 @@ def test_only_cases_the_model_knew_count() -> None:
 def test_no_cases_is_one_line(lm: LanguageModel) -> None:
     with pytest.raises(UserError, match="no cases"):
         Scorer(lm, [])
+
+
+def test_an_id_of_two_cases_is_refused(lm: LanguageModel) -> None:
+    cases = cases_from(make_cases(build_world(), seed=0, n=2, edits=1, pool="dev"))
+    with pytest.raises(UserError, match=f"1 case ids stand for several cases, {cases[0].id!r}"):
+        Scorer(lm, [cases[0], replace(cases[1], id=cases[0].id)])
+
+
+def test_what_scores_are_filtered_by_is_said_without_patches() -> None:
+    lm = tiny_lm("qwen3", max_position_embeddings=2048)
+    cases = cases_from(make_cases(build_world(), seed=0, n=2, edits=1, pool="dev"))
+    update = LayerUpdate(1, torch.randn(lm.d_model, 1), torch.randn(1, lm.n_neurons))
+    patch = Patch((update,), (), {}, "ace", {}, 0, lm.fingerprint, place_of(lm, [1]))
+    before = Scorer(lm, cases, cot=False)
+    with patch.applied(lm):
+        meanwhile = Scorer(lm, cases, cot=False)
+        edited = meanwhile.asked([0, 1])
+    assert meanwhile.before == before.before
+    assert edited != before.asked([0, 1])
 
 
 def test_scoring_runs_on_a_real_model() -> None:

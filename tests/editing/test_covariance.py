@@ -81,12 +81,16 @@ def test_an_interruption_leaves_no_broken_cache(tmp_path: Path, monkeypatch: pyt
     assert covariances(lm, TEXTS, [0], cache_dir=tmp_path)[0].shape == (lm.n_neurons, lm.n_neurons)
 
 
-def test_a_patched_model_is_refused(tmp_path: Path) -> None:
+def test_patches_come_off_while_it_is_taken(tmp_path: Path) -> None:
     lm = tiny_lm("qwen3")
     update = LayerUpdate(0, torch.ones(lm.d_model, 1), torch.ones(1, lm.n_neurons))
     patch = Patch((update,), (), {}, "ace", {}, 0, lm.fingerprint, place_of(lm, [0]))
-    with patch.applied(lm), pytest.raises(UserError, match="a patch is on"):
-        covariances(lm, TEXTS, [0], cache_dir=tmp_path)
+    with patch.applied(lm):
+        edited = lm.down_weight(0).detach().clone()
+        found = covariances(lm, TEXTS, [1], cache_dir=tmp_path / "on")[1]
+        assert torch.equal(lm.down_weight(0), edited)
+    assert not torch.equal(lm.down_weight(0), edited)
+    assert torch.equal(found, covariances(lm, TEXTS, [1], cache_dir=tmp_path / "off")[1])
     with pytest.raises(UserError, match="no tokens"):
         covariances(lm, [""], [0], cache_dir=tmp_path)
 

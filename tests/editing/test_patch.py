@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 
-from acedit.editing.patch import LayerUpdate, NoWeightChange, Patch, place_of
+from acedit.editing.patch import LayerUpdate, NoWeightChange, Patch, PatchStack, place_of
 from acedit.errors import UserError
 from acedit.knowledge.facts import Edit
 from acedit.knowledge.relations import mquake
@@ -72,6 +72,29 @@ def test_comes_off_when_something_raises() -> None:
     before = weights(lm)
     with pytest.raises(RuntimeError, match="mid"), patch_for(lm).applied(lm):
         raise RuntimeError("mid")
+    assert same(weights(lm), before)
+
+
+def test_an_interruption_between_layers_leaves_the_old_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("qwen3")
+    first, second = (patch_for(lm, seed, (0, 1)) for seed in range(2))
+    before = weights(lm)
+    first.apply(lm)
+    one_on = weights(lm)
+    write = PatchStack._write
+
+    def cut(stack: PatchStack, to: dict[int, torch.Tensor]) -> None:
+        monkeypatch.setattr(PatchStack, "_write", write)
+        write(stack, dict(list(to.items())[:1]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PatchStack, "_write", cut)
+    with pytest.raises(KeyboardInterrupt):
+        second.apply(lm)
+    assert same(weights(lm), one_on)
+    second.apply(lm)
+    for patch in (first, second):
+        patch.remove(lm)
     assert same(weights(lm), before)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 from acedit.attribution.plan import Plan
-from acedit.benchmark.leak import check, starts
+from acedit.benchmark.leak import check, scored_texts, starts
 from acedit.benchmark.ripple import RippleCase
 from acedit.benchmark.score import Record, Scorer, summarise
 from acedit.editing.edit import edit
@@ -75,7 +75,7 @@ def shared_plan(
 ) -> Plan:
     """One plan for every batch, from the first edits of all cases (at most `PLANNED`)."""
     edits = list({edit.key: edit for case in cases for edit in case.edits}.values())[:PLANNED]
-    prompts = Composer(edits, known, exclude=starts(cases), seed=seed).prompts()
+    prompts = Composer(edits, known, exclude=starts(cases), avoid=scored_texts(cases), seed=seed).prompts()
     return find_plan(lm, edits, prompts)
 
 
@@ -138,6 +138,7 @@ def edit_cases(
         known=known,
         method=method,
         exclude=starts(scored),
+        avoid=scored_texts(scored),
         plan=plan,
         seed=seed,
         text=text,

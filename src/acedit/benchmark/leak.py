@@ -1,16 +1,18 @@
 """The leak rule: what makes an edit never sees what scores it.
 
-    edit(lm, edits, known=facts, exclude=starts(cases), watch=lambda prompts: check(prompts, cases))
+    scored = {"exclude": starts(cases), "avoid": scored_texts(cases)}
+    edit(lm, edits, known=facts, **scored, watch=lambda prompts: check(prompts, cases))
 
-Raises before anything is written. A prompt breaks the rule if it holds a scored question or wording, or if
-it starts from an entity that a scored question starts from (the edited subjects' own prompts aside). Facts
-that specificity is measured on are kept out where prompts are made (`compose.reserved`).
+`exclude` and `avoid` keep the rule, `check` is the alarm: it raises before anything is written. A prompt
+breaks the rule if it holds a scored question or wording (from the start of a sentence on), or if it starts
+from an entity that a scored question starts from (the edited subjects' own prompts aside). Facts that
+specificity is measured on are kept out where prompts are made (`compose.reserved`).
 """
 
 from collections.abc import Sequence
 
 from acedit.benchmark.ripple import RippleCase
-from acedit.knowledge.compose import Prompt
+from acedit.knowledge.compose import Prompt, holds
 from acedit.knowledge.facts import Case
 
 
@@ -33,7 +35,7 @@ def check(prompts: Sequence[Prompt], cases: Sequence[Case | RippleCase]) -> None
     scored, first = scored_texts(cases), starts(cases)
     for prompt in prompts:
         for text in scored:
-            if text in prompt.text:
+            if holds(prompt.text, text):
                 raise LeakError(f"the prompt {prompt.text!r} holds the scored wording {text!r}")
         if prompt.kind in ("lead", "middle", "replay") and prompt.subject in first:
             raise LeakError(f"the prompt {prompt.text!r} starts where a scored question starts")

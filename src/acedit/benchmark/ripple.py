@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from acedit.benchmark.score import Asked, Record, continued, matches
+from acedit.editing.patch import patches_off
 from acedit.errors import UserError
 from acedit.knowledge.facts import Edit
 from acedit.knowledge.relations import Relation
@@ -198,7 +199,7 @@ def _test(row: Mapping[str, Any]) -> RippleTest:
 
 
 def _query(row: Mapping[str, Any]) -> Query:
-    names = [name for answer in row["answers"] for name in (answer["value"], *answer.get("aliases", ()))]
+    names = [str(n) for answer in row["answers"] for n in (answer["value"], *answer.get("aliases", ()))]
     return Query(row["prompt"], tuple(names))
 
 
@@ -295,7 +296,8 @@ class RippleScorer:
             for test in tests
             for query in test.conditions
         ]
-        self.before = self._ask("condition", conditions)
+        with patches_off(lm):
+            self.before = self._ask("condition", conditions)
         said = {a.prompt: a.said for a in self.before}
         self._met = {
             case.id: {

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -34,7 +34,7 @@ from acedit.benchmark.fluency import perplexity
 from acedit.benchmark.leak import LeakError
 from acedit.benchmark.pools import Inline, OnRay, Pool, Processes
 from acedit.benchmark.ripple import RippleCase, RippleScorer
-from acedit.benchmark.score import Asked, Record, Scorer
+from acedit.benchmark.score import Asked, Record, Scorer, distinct
 from acedit.benchmark.store import Outcome, Store, Unit
 from acedit.editing.methods import Method
 from acedit.editing.patch import Patch
@@ -104,13 +104,17 @@ class Worker:
 
     def run(self, item: Item) -> list[Outcome]:
         """The outcomes of the item's units. Raises LeakError; anything else is an outcome."""
+        made: list[Outcome] = []
         try:
-            return self._sequence(item) if item.units[0].step else [self._one(item)]
+            for outcome in self._sequence(item) if item.units[0].step else [self._one(item)]:
+                made.append(outcome)
         except LeakError:
             raise
         except Exception as error:
             said = " ".join(f"{type(error).__name__}: {error}".split())
-            return [Outcome(unit.key, error=said) for unit in item.units]
+            done = {outcome.key for outcome in made}
+            made += [Outcome(unit.key, error=said) for unit in item.units if unit.key not in done]
+        return made
 
     def _asking(self, item: Item) -> Scorer | RippleScorer:
         if self._scorer is None or self._group != item.group:
@@ -171,7 +175,7 @@ class Worker:
         now = perplexity(self._lm)
         return Outcome(unit.key, tuple(asked), tuple(records), perplexity=now, before=self._before)
 
-    def _sequence(self, item: Item) -> list[Outcome]:
+    def _sequence(self, item: Item) -> Iterator[Outcome]:
         # Of the unedited model, both.
         self._asking(item)
         self._planned(item.method)
@@ -183,22 +187,24 @@ class Worker:
         ]
         by_step = {unit.step: unit for unit in item.units}
         known = {fact.key: fact for fact in self._job.known}
-        outcomes = []
         facts, seconds, rank, norm = 0, 0.0, 0, 0.0
+        ids: set[str] = set()
         with ExitStack() as on:
             for step, case in enumerate(item.cases[: max(by_step)], 1):
                 patch, spent = self._step(item, step, list(known.values()), text)
-                on.enter_context(patch.applied(self._lm))
+                # Two cases may ask for the same: a patch that is on stays on.
+                if patch.id not in ids:
+                    on.enter_context(patch.applied(self._lm))
+                ids.add(patch.id)
                 known |= {edit.key: edit.fact for edit in case.edits}
                 size = size_of(patch, self._lm)
                 facts, seconds = facts + len(patch.edits), seconds + spent
                 rank, norm = max(rank, size[0]), max(norm, size[1])
                 if step in by_step:
                     scored = self._scored(item, by_step[step], _spread(step))
-                    outcomes.append(replace(scored, facts=facts, seconds=seconds, rank=rank, norm=norm))
+                    yield replace(scored, facts=facts, seconds=seconds, rank=rank, norm=norm)
         if self._job.scratch is not None:
             shutil.rmtree(self._steps(item), ignore_errors=True)
-        return outcomes
 
     def _steps(self, item: Item) -> Path:
         assert self._job.scratch is not None
@@ -324,10 +330,7 @@ def run(
     """
     if not cases:
         raise UserError("there are no cases: give at least one")
-    if twice := [id for id, n in Counter(case.id for case in cases).items() if n > 1]:
-        raise UserError(
-            f"{len(twice)} case ids stand for several cases, {twice[0]!r} among them; number them"
-        )
+    distinct(case.id for case in cases)
     if len({method.name for method in methods}) < len(methods):
         raise UserError("a method is named twice; name each once")
     report = Report()

@@ -23,8 +23,8 @@ import random
 import re
 import string
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +36,7 @@ from acedit.benchmark.prompts import (
     parse_cot_answer,
     single_hop_prompt,
 )
+from acedit.editing.patch import patches_off
 from acedit.errors import UserError
 from acedit.knowledge.compose import chain_question, left_out, reserved
 from acedit.knowledge.facts import Case, Fact
@@ -128,11 +129,21 @@ def _directly(question: _Probe) -> _Probe:
     return replace(question, metric="direct", prompt=direct_prompt(question.prompt))
 
 
+def distinct(ids: Iterable[str]) -> None:
+    """Raises UserError where an id stands for several cases: their answers would be counted as one's."""
+    twice = [id for id, n in Counter(ids).items() if n > 1]
+    if twice:
+        raise UserError(
+            f"{len(twice)} case ids stand for several cases, {twice[0]!r} among them; number them"
+        )
+
+
 class Scorer:
     """The probes of a set of cases, and what the unedited model says to them.
 
     before: what the unedited model was asked, and said (`Asked`): the case's own hops and questions
-    against the old answers, and the neighbours.
+    against the old answers, and the neighbours. Patches that are on come off for that. Raises UserError for
+    no cases, and for case ids that stand for several.
     """
 
     before: list[Asked]
@@ -150,9 +161,11 @@ class Scorer:
         if not cases:
             raise UserError("there are no cases to score")
         self._lm, self._cases, self._cot, self._batch = lm, tuple(cases), cot, batch_size
+        distinct(case.id for case in cases)
         self.before = []
-        self._neighbours = self._having_right(list(_neighbours(cases, known, seed)))
-        self._passed = self._filter(seed)
+        with patches_off(lm):
+            self._neighbours = self._having_right(list(_neighbours(cases, known, seed)))
+            self._passed = self._filter(seed)
 
     def _ask(self, probes: Sequence[_Probe]) -> list[Asked]:
         """Asked as they are, in one go; answers greedy."""
@@ -441,11 +454,3 @@ def interval(records: Sequence[Record], seed: int, draws: int = 1000) -> tuple[f
     means = total[picks].sum(1) / count[picks].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
-
-
-def as_percent(summary: Mapping[str, Mapping[str, float]], metric: str) -> str:
-    """A cell of a table: value, interval and n."""
-    row = summary[metric]
-    if not row["n"]:
-        return "–"
-    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] n={row['n']:.0f}"

@@ -6,8 +6,8 @@ One pass over the text serves all layers. Results are kept on disk, one file a l
 everything they depend on (model fingerprint, text, window, sample size), so changing any of these never
 meets an old file. Sums are float32 within a batch and float64 across batches.
 
-Footguns: uncentred. Must be taken of the unedited model, and refuses a patched one. Memory is 8 bytes ×
-N² a layer: 1.2 GB for Qwen3-8B's N = 12,288, so name only the layers of the plan.
+Footguns: uncentred. Of the unedited model: patches that are on come off while it is taken. Memory is
+8 bytes × N² a layer: 1.2 GB for Qwen3-8B's N = 12,288, so name only the layers of the plan.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from acedit.editing.keys import second_moments
+from acedit.editing.patch import patches_off
 from acedit.editing.solve import whitening
 from acedit.errors import UserError
 from acedit.lm.cache import default_cache, keep, kept
@@ -45,7 +46,7 @@ def covariances(
     """C of each layer over the first `windows` windows of at most `window_tokens` tokens.
 
     cache_dir: where results are kept; None takes `default_cache()`. progress: told windows done and in
-    all. Raises UserError for texts without tokens, and for a patched model where one is not kept yet.
+    all. Raises UserError for texts without tokens.
     """
     rows = _windows(lm, texts, windows, window_tokens)
     if not rows:
@@ -55,8 +56,8 @@ def covariances(
     found = {layer: _kept(_file(folder, key, layer)) for layer in layers}
     missing = [layer for layer, c in found.items() if c is None]
     if missing:
-        lm.refuse_patched("the covariance")
-        made = _sums(lm, rows, missing, batch_windows, progress)
+        with patches_off(lm):
+            made = _sums(lm, rows, missing, batch_windows, progress)
         for layer, c in made.items():
             keep(_file(folder, key, layer), {"c": c})
             found[layer] = c

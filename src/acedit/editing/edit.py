@@ -52,6 +52,7 @@ def edit(
     known: Sequence[Fact] = (),
     method: str | Method = "ace",
     exclude: Collection[str] = (),
+    avoid: Collection[str] = (),
     plan: Plan | None = None,
     seed: int = 0,
     text: Sequence[str] | None = None,
@@ -62,10 +63,10 @@ def edit(
     """Write `edits` (at least one) into a patch; `lm` is unchanged on return, also when this raises.
 
     known: what the model knows already; prompts that reach the subjects, consequences, and what is to
-    be protected come from it. exclude: entities no prompt may start from. plan: layers for the method's
-    stages, found by `locate` if not given and there are any. text: what the key covariance is taken over;
-    the known facts' own sentences if not given. watch: shown every prompt before anything is written;
-    what it raises ends the edit.
+    be protected come from it. exclude: entities no prompt may start from. avoid: texts no prompt may hold
+    (`benchmark.leak`). plan: layers for the method's stages, found by `locate` if not given and there are
+    any. text: what the key covariance is taken over; the known facts' own sentences if not given. watch:
+    shown every prompt before anything is written; what it raises ends the edit.
 
     Raises UserError for edits that contradict each other, or whose prompts do not fit the model.
     """
@@ -84,7 +85,9 @@ def edit(
     if chosen.reader:
         memory, prompts = import_module(chosen.reader).remember(edits, known, exclude, seed)
     else:
-        prompts = Composer(edits, known, exclude=exclude, seed=seed, amounts=chosen.amounts).prompts()
+        prompts = Composer(
+            edits, known, exclude=exclude, avoid=avoid, seed=seed, amounts=chosen.amounts
+        ).prompts()
     if watch is not None:
         watch(prompts)
     if plan is None and chosen.planned:

@@ -262,6 +262,10 @@ class PatchStack:
     def __len__(self) -> int:
         return len(self._active)
 
+    def patches(self) -> list[Patch]:
+        """The active patches, in the order they came on."""
+        return list(self._active.values())
+
     def edits(self) -> list[Edit]:
         """The edits of the active patches in the order they came on, one a fact: the last one's."""
         return list({edit.key: edit for patch in self._active.values() for edit in patch.edits}.values())
@@ -290,30 +294,39 @@ class PatchStack:
         self._set({id: one for id, one in self._active.items() if id != patch.id}, patch)
 
     def _set(self, active: dict[str, Patch], changed: Patch) -> None:
-        """Make `active` so: every new weight is worked out before the first is written."""
+        """Make `active` so: every new weight is worked out before the first is written, and an interruption
+        leaves the old ones."""
         reader = _reader(self._lm, active)
+        layers = [update.layer for update in changed.updates]
         base = dict(self._base)
-        written: dict[int, Tensor] = {}
-        for layer in [update.layer for update in changed.updates]:
+        for layer in layers:
             if layer not in base:
                 base[layer] = self._lm.down_weight(layer).detach().clone()
-            deltas = [
-                update.delta()
-                for id in sorted(active)
-                for update in active[id].updates
-                if update.layer == layer
-            ]
-            if not deltas:
-                written[layer] = base.pop(layer)
-                continue
-            total = torch.stack(deltas).sum(0) if len(deltas) > 1 else deltas[0]
-            stored = base[layer]
-            total = (total.T if self._lm.family.conv1d else total).to(stored.device)
-            written[layer] = (stored.float() + total).to(stored.dtype)
-        with torch.no_grad():
-            for layer, weight in written.items():
-                self._lm.down_weight(layer).copy_(weight)
-        self._active, self._base, self._lm.reader = active, base, reader
+        written = {layer: self._weight(layer, base[layer], active) for layer in layers}
+        try:
+            self._write(written)
+        except BaseException:
+            self._write({layer: self._weight(layer, base[layer], self._active) for layer in layers})
+            raise
+        touched = {update.layer for patch in active.values() for update in patch.updates}
+        kept = {layer: weight for layer, weight in base.items() if layer in touched}
+        self._active, self._base, self._lm.reader = active, kept, reader
+
+    def _weight(self, layer: int, base: Tensor, active: Mapping[str, Patch]) -> Tensor:
+        """round(base + Σ Δ) of a layer, the base itself where no patch writes it."""
+        deltas = [
+            update.delta() for id in sorted(active) for update in active[id].updates if update.layer == layer
+        ]
+        if not deltas:
+            return base
+        total = torch.stack(deltas).sum(0) if len(deltas) > 1 else deltas[0]
+        total = (total.T if self._lm.family.conv1d else total).to(base.device)
+        return (base.float() + total).to(base.dtype)
+
+    @torch.no_grad()
+    def _write(self, weights: Mapping[int, Tensor]) -> None:
+        for layer, weight in weights.items():
+            self._lm.down_weight(layer).copy_(weight)
 
 
 def _reader(lm: LanguageModel, active: Mapping[str, Patch]) -> Reader | None:
@@ -338,6 +351,22 @@ def _stack(lm: LanguageModel) -> PatchStack:
         lm.patch_stack = PatchStack(lm)
     stack: PatchStack = lm.patch_stack
     return stack
+
+
+@contextmanager
+def patches_off(lm: LanguageModel) -> Iterator[None]:
+    """The model without its patches, for what is taken of the unedited one; they are back on leaving."""
+    stack: PatchStack | None = lm.patch_stack
+    on = [] if stack is None else stack.patches()
+    taken: list[Patch] = []
+    try:
+        for patch in on:
+            _stack(lm).drop(patch)
+            taken.append(patch)
+        yield
+    finally:
+        for patch in taken:
+            _stack(lm).add(patch)
 
 
 def edits_on(lm: LanguageModel) -> list[Edit]:

@@ -12,11 +12,12 @@ entities, then ask), `ripple` (ask what follows from the new object), `middle` (
 so it is "") and `replay` (facts and chains that have to stay).
 
 Footguns: wordings are drawn by seed from what the relations carry for editing, never from
-`relations.held_out`. No lead, middle or replay starts from an entity of `exclude` (an edit's own subject
-is asked all the same). One known fact in five is used by no prompt, but where it is what follows at once from
-a new object: they are there to measure what an edit did to facts it was not made from (`reserved`). What
-follows from a new object is all asked, unless
-`Amounts.left_out` keeps a share of it for measuring the same of consequences (`left_out`).
+`relations.held_out`; a question composed of them may still be one of a file's own, so give those as `avoid`.
+No lead, middle or replay starts from an entity of `exclude` (an edit's own subject is asked all the same).
+One known fact in five is used by no prompt, but where it is what follows at once from a new object: they are
+there to measure what an edit did to facts it was not made from (`reserved`). What follows from a new object
+is all asked, unless `Amounts.left_out` keeps a share of it for measuring the same of consequences
+(`left_out`).
 """
 
 import hashlib
@@ -78,6 +79,17 @@ def left_out(subject: str, relation: str, share: float) -> bool:
     """Whether, of an edit of `subject`, the second relation is among the `share` that no prompt asks."""
     digest = hashlib.sha256(f"{subject}|{relation}".encode()).digest()
     return int.from_bytes(digest[:4], "big") < share * 2**32
+
+
+def holds(text: str, wording: str) -> bool:
+    """Whether `text` says `wording` from the start of a sentence on."""
+    at = text.find(wording)
+    while wording and at >= 0:
+        before = text[:at].rstrip(" ")
+        if not before or before[-1] in ".:?!\n":
+            return True
+        at = text.find(wording, at + 1)
+    return False
 
 
 def objects_of(facts: Iterable[Fact]) -> dict[str, list[str]]:
@@ -158,12 +170,14 @@ class Composer:
         known: Sequence[Fact] = (),
         *,
         exclude: Collection[str] = (),
+        avoid: Collection[str] = (),
         seed: int = 0,
         amounts: Amounts | None = None,
     ) -> None:
         self.edits = tuple(edits)
         self.amounts = amounts or Amounts()
         self._exclude = frozenset(exclude)
+        self._avoid = frozenset(avoid)
         self._seed = seed
         self._edited = {edit.key: edit for edit in edits}
         facts = [fact for fact in known if fact.key not in self._edited]
@@ -180,7 +194,7 @@ class Composer:
             self._same[fact.relation.id].append(fact)
 
     def prompts(self) -> list[Prompt]:
-        """Every prompt, edit by edit, then the replay."""
+        """Every prompt, edit by edit, then the replay; but for those that hold a text of `avoid`."""
         made: list[Prompt] = []
         for i, edit in enumerate(self.edits):
             rng = random.Random(f"{self._seed}/{edit.subject}/{edit.relation.id}")
@@ -196,7 +210,7 @@ class Composer:
             ):
                 made.extend(dict.fromkeys(part(i, edit, rng)))
         made.extend(dict.fromkeys(self._replay(random.Random(f"{self._seed}/replay"))))
-        return made
+        return [p for p in made if not any(holds(p.text, text) for text in self._avoid)]
 
     def _single(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         for template in edit.relation.prompts:

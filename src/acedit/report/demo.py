@@ -17,7 +17,7 @@ from typing import Any
 
 from acedit.attribution.locate import Location
 from acedit.benchmark.evaluate import merged_edits
-from acedit.benchmark.leak import starts
+from acedit.benchmark.leak import scored_texts, starts
 from acedit.benchmark.prompts import direct_prompt
 from acedit.benchmark.score import Scorer, matches, summarise
 from acedit.editing.edit import edit
@@ -88,6 +88,7 @@ def run(
             known=known,
             method=method,
             exclude=starts(chosen),
+            avoid=scored_texts(chosen),
             plan=where.plan,
             seed=seed,
             progress=tell,
