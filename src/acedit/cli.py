@@ -342,8 +342,19 @@ def _facts(path: str, more: str | None) -> "list[Fact]":
     """The known facts in the edits' own file, if it has any, and those of `--facts`."""
     from acedit.knowledge.facts import read_facts
 
+    return [*read_facts(path), *given_facts(more)]
+
+
+def given_facts(path: str | None) -> "list[Fact]":
+    """The facts of `--facts`, if given. Raises UserError for a file that holds none."""
+    from acedit.knowledge.facts import read_facts
+
+    if path is None:
+        return []
     found = read_facts(path)
-    return found if more is None else [*found, *read_facts(more)]
+    if not found:
+        raise UserError(f"{path}: holds no facts; give 'facts' a list of subject, relation and object")
+    return found
 
 
 def _world_facts() -> "list[Fact]":
@@ -485,7 +496,7 @@ def _study(args: argparse.Namespace) -> None:
     cases = read_cases(args.cases) if args.cases else []
     known = [
         *(f for case in cases for f in case.before.facts),
-        *(_facts(args.facts, None) if args.facts else []),
+        *given_facts(args.facts),
     ]
     known = known or _world_facts()
     check_outputs(args)
@@ -624,10 +635,9 @@ def _mend(args: argparse.Namespace) -> None:
     from dataclasses import asdict, replace
 
     from acedit.editing import hyper
-    from acedit.knowledge.facts import read_facts
     from acedit.lm.model import load
 
-    known = read_facts(args.facts) if args.facts else _world_facts()
+    known = given_facts(args.facts) or _world_facts()
     check_outputs(args)
     settings = hyper.HyperSettings(seed=args.seed)
     if args.steps is not None:
@@ -692,11 +702,11 @@ def _lm_eval(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from acedit.knowledge.facts import read_cases, read_facts
+    from acedit.knowledge.facts import read_cases
     from acedit.report import text
 
     cases = read_cases(args.cases)
-    known = read_facts(args.facts) if args.facts else []
+    known = given_facts(args.facts)
     check_outputs(args)
     if args.method is not None:
         from acedit.editing.methods import method

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from acedit.cli import Progress, check_outputs, known_dtype, whole, write_result
+from acedit.cli import Progress, check_outputs, given_facts, known_dtype, whole, write_result
 from acedit.errors import UserError
 
 CASES = 60  # fresh ones for each number of edits
@@ -182,9 +182,9 @@ def _bench(args: argparse.Namespace) -> None:
 def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCase], list[Fact]]":
     """The cases of a file, or fresh ones of the world for each number of edits; what is known beside them."""
     from acedit.benchmark.ripple import is_ripple, ripple_cases
-    from acedit.knowledge.facts import cases_from, cases_in, read_facts, read_rows
+    from acedit.knowledge.facts import cases_from, cases_in, read_rows
 
-    known = read_facts(args.facts) if args.facts else []
+    known = given_facts(args.facts)
     if args.cases:
         items = read_rows(args.cases)
         if is_ripple(items):
@@ -290,6 +290,10 @@ def _bench_compare(args: argparse.Namespace) -> None:
         id for id, case in one.cases.items() if two.cases.get(id, {}).get("digest") == case.get("digest")
     }
     steps = [step for step in one.steps if step in two.steps]
+    if not steps and (one.steps or two.steps):
+        raise UserError(
+            f"{args.folder} and {args.other} share no step of a sequence; nothing can be compared"
+        )
     step = steps[-1] if steps else None
     shared = [m for m in one.methods if m in two.methods]
     if not shared or not alike:

@@ -99,6 +99,8 @@ def test_identical_edits_merge_with_a_notice(tmp_path: Path, caplog: pytest.LogC
         (changed(target="Peru"), "edits[0].target", "give a new object"),
         (changed(prompt="no place for it"), "edits[0].prompt", "exactly one {}"),
         (changed(prompt="{} and {}"), "edits[0].prompt", "exactly one {}"),
+        (changed(prompt="The set {x} of {} is"), "edits[0].prompt", "no other brace"),
+        (changed(prompt="The set { of {}"), "edits[0].prompt", "no other brace"),
         (changed(aliases="x"), "edits[0].aliases", "list of texts"),
         (changed(target="\ud83d"), "edits[0].target", "surrogate"),
         (changed(aliases=["\udc00"]), "edits[0].aliases", "surrogate"),
@@ -157,6 +159,19 @@ def test_real_files_are_read_as_they_are(name: str, count: int) -> None:
     assert read_facts(path) == []
 
 
+def test_lists_of_facts_and_a_single_line_are_read(tmp_path: Path) -> None:
+    fact = {"subject": "Peru", "relation": "P36", "object": "Lima"}
+    edit = {"subject": "Bo Ray", "relation": "P27", "target": "Chile"}
+    for content in ([fact], json.dumps(fact), f"{json.dumps(fact)}\n{json.dumps(fact)}"):
+        assert {f.object for f in read_facts(written(tmp_path, content))} == {"Lima"}
+    for content in ([edit], json.dumps(edit)):
+        path = written(tmp_path, content)
+        assert [e.target for e in read_edits(path)] == ["Chile"]
+        assert read_facts(path) == []
+    with pytest.raises(UserError, match=r"facts\[0\].object is missing"):
+        read_facts(written(tmp_path, [{"subject": "Peru", "relation": "P36"}]))
+
+
 def test_positions() -> None:
     cases = cases_from(json.loads((DATA / "mquake_2hop.json").read_text("utf-8")))
     by_case = {case.id: case.position for case in cases}
@@ -172,6 +187,11 @@ def test_a_broken_case_names_its_field(tmp_path: Path) -> None:
         ({"new_single_hops": raw[1]["new_single_hops"][:1]}, r"\[1\]\.new_single_hops"),
         ({"answer": 5}, r"\[1\]\.answer"),
         ({"orig": {}}, r"\[1\]\.orig\.triples"),
+        ({"orig": {**raw[1]["orig"], "triples": [["Q1", ["P27"], "Q2"]] * 2}}, "not a text; give texts"),
+        (
+            {"orig": {**raw[1]["orig"], "new_triples_labeled": raw[1]["orig"]["new_triples_labeled"][::-1]}},
+            r"\[1\]\.orig\.new_triples_labeled is no chain: chain breaks at hop 1",
+        ),
     ):
         path = written(tmp_path, [raw[0], {**raw[1], **change}])
         with pytest.raises(UserError, match=field):

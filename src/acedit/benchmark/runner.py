@@ -286,7 +286,7 @@ def items_of(
         for method in methods:
             depends = {
                 "protocol": PROTOCOL, "version": __version__, "model": fingerprint,
-                "method": asdict(method), "cases": forms,
+                "method": asdict(method), "state": method.state(fingerprint), "cases": forms,
                 "known": known, "seed": job.seed, "cot": job.cot, "threads": job.threads,
                 "plan": planned if method.planned else None,
             }  # fmt: skip

@@ -83,20 +83,23 @@ def edit(
     known = believed(lm, edits, known)
     memory: Mapping[str, Any] = {}
     if chosen.reader:
-        memory, prompts = import_module(chosen.reader).remember(edits, known, exclude, seed)
+        memory, composed = import_module(chosen.reader).remember(edits, known, exclude, seed)
+        prompts = composed
     else:
-        prompts = Composer(
+        composed = Composer(
             edits, known, exclude=exclude, avoid=avoid, seed=seed, amounts=chosen.amounts
         ).prompts()
+        prompts = _worded(lm, edits, composed, chosen, seed)
     if watch is not None:
         watch(prompts)
     if plan is None and chosen.planned:
         from acedit.editing.plan import find_plan
 
         tell("choosing layers")
-        plan = find_plan(lm, edits, prompts)
+        plan = find_plan(lm, edits, composed)
     if plan is not None:
         plan.checked(lm.n_layers)
+    plan = plan if chosen.planned else None
     texts = texts or [f"{p.text} {p.answer}." for p in prompts]
     updates: list[Update] = []
     if not chosen.reader:
@@ -181,6 +184,21 @@ def _skipped(layers: Sequence[int], plan: Plan, chosen: Method, where: str) -> t
     return tuple(layer for layer in layers if layer not in most)
 
 
+def _worded(
+    lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], chosen: Method, seed: int
+) -> list[Prompt]:
+    """The prompts as the method reads them: answered, in the wordings and behind the contexts it asks for."""
+    prompts = own_answers(lm, prompts)
+    held = [p for p in prompts if p.kind in KEPT]
+    written = [p for p in prompts if p.kind not in KEPT]
+    primed = _primed(lm, written) if chosen.primed else []
+    if not chosen.wordings:
+        written = [p for p in written if p.kind != "single" or p.template == edits[p.edit].prompt]
+    if chosen.prefixes:
+        written = _prefixed(lm, written, chosen.prefixes, seed)
+    return [*written, *primed, *held]
+
+
 def _write(
     lm: LanguageModel,
     edits: Sequence[Edit],
@@ -193,17 +211,10 @@ def _write(
     tell: Progress,
 ) -> list[Update]:
     """Targets, the sweep, the polish."""
-    prompts = own_answers(lm, prompts)
     held = [p for p in prompts if p.kind in KEPT]
     single = [p for p in prompts if p.kind not in KEPT]
-    primed = _primed(lm, single) if chosen.primed else []
-    if not chosen.wordings:
-        single = [p for p in single if p.kind != "single" or p.template == edits[p.edit].prompt]
-    if chosen.prefixes:
-        single = _prefixed(lm, single, chosen.prefixes, seed)
-    single += primed
     if chosen.writer:
-        made: list[Update] = import_module(chosen.writer).write(lm, edits, [*single, *held])
+        made: list[Update] = import_module(chosen.writer).write(lm, edits, prompts)
         return made
     replay = split(lm, held, rows=512, spread=1.5)
     touched = sorted({layer for stage in chosen.stages for layer in _layers(stage, plan, chosen)})
@@ -225,7 +236,10 @@ def _write(
         groups = [[p for p in single if p.edit == i] for i in range(len(edits))]
     updates: list[Update] = []
     if chosen.stages:
-        metric = metric_of(lm, chosen, texts, touched, replay, cache_dir, edits)
+        # Keys of the edited subjects themselves are where the edit is to be written.
+        own = {one.subject for one in edits}
+        others = split(lm, [p for p in held if p.subject not in own]) if chosen.known else []
+        metric = metric_of(lm, chosen, texts, touched, others, cache_dir, edits)
         for group in groups:
             for stages in [(stage,) for stage in chosen.stages] if chosen.in_turn else [chosen.stages]:
                 with updates_in(lm, updates):
@@ -241,7 +255,6 @@ def _write(
         pulled = [p for p in single if p.kind in chosen.polished]
         whiten = None
         if chosen.polish.space == "whitened":
-            # Keys of the edited subjects themselves are where the edit is to be written.
             kin = [p for p in prompts if p.kind == "hold" and p.subject != edits[p.edit].subject]
             near = chosen.polish.near if kin else 0.0
             moments = key_moments(lm, split(lm, kin), touched) if near else None
@@ -344,8 +357,11 @@ def metric_of(
     """What the closed form preserves, as `solve` wants it: beside `edits`, in the null space."""
     c = covariances(lm, texts, layers, cache_dir=cache_dir)
     known = key_moments(lm, replay, list(c)) if chosen.known and replay else {}
+    factors: dict[int, Metric] = {}
 
     def metric(layer: int, size: float) -> Metric:
+        if layer in factors:
+            return factors[layer]
         if chosen.form == "null":
             (stage,) = chosen.stages
             return null_space(c[layer], earlier=_earlier_keys(lm, edits, layer, stage))
@@ -354,7 +370,10 @@ def metric_of(
             p = p + chosen.known * lm.n_neurons * known[layer]
         floor = FLOOR * float(p.diagonal().mean())
         p = p + floor * torch.eye(len(p), dtype=p.dtype, device=p.device)
-        return inverse(factor(p + chosen.ridge * size * torch.eye(len(p), dtype=p.dtype, device=p.device)))
+        q = inverse(factor(p + chosen.ridge * size * torch.eye(len(p), dtype=p.dtype, device=p.device)))
+        if not chosen.ridge:
+            factors[layer] = q  # the same for every edit
+        return q
 
     return metric
 

@@ -14,6 +14,7 @@ Footguns: an editor belongs to one checkpoint. The paper edits both maps of the 
 ours the down projections. Trained on few edits at once, it does not hold for many.
 """
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -246,10 +247,10 @@ def load(lm: LanguageModel, paths: Sequence[Path] | None = None) -> HyperEditor:
     """
     for path in paths if paths is not None else [cached(lm.fingerprint), BUNDLED]:
         try:
+            if not _is_for(lm.fingerprint, path):
+                continue
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
-                if lm.fingerprint not in about.get("fingerprints", "").split(","):
-                    continue
                 layers = [int(layer) for layer in about["layers"].split(",")]
                 editor = HyperEditor(
                     lm.n_neurons, lm.d_model, layers, int(about["rank"]), int(about["edits"])
@@ -261,6 +262,23 @@ def load(lm: LanguageModel, paths: Sequence[Path] | None = None) -> HyperEditor:
     raise UserError(
         "method 'mend' has no hyper-network trained for this model; make one: acedit mend MODEL --facts FILE"
     )
+
+
+def _is_for(fingerprint: str, path: Path) -> bool:
+    with safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+    return fingerprint in about.get("fingerprints", "").split(",")
+
+
+def digest(fingerprint: str) -> str:
+    """sha256 (hex) of the file that `load` takes for a checkpoint; "" where there is none."""
+    for path in (cached(fingerprint), BUNDLED):
+        try:
+            if _is_for(fingerprint, path):
+                return hashlib.sha256(path.read_bytes()).hexdigest()
+        except (OSError, SafetensorError):
+            continue
+    return ""
 
 
 def cached(fingerprint: str) -> Path:

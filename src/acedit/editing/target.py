@@ -8,7 +8,8 @@ All edits of a batch are searched together; only the blocks above the layer run,
 only where the loss reads them. δ is one vector an edit, shared by all its rows.
 
 Deviations from the paper: steps are relative to the residual's own norm (lr·‖h‖/√d), δ is clamped at a
-multiple of ‖h‖, and each edit stops by itself.
+multiple of ‖h‖, and each edit stops by itself, by its loss instead of at KL < 0.01. The KL is from the
+unedited model to the edited one (Eq. 13 has it the other way round), over what the former goes on with.
 """
 
 from collections.abc import Sequence

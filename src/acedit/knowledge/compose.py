@@ -143,9 +143,10 @@ class Amounts:
 
     hold: relations of the subject's kin that it is asked after, each as cloze and question. kin: subjects of
     the same relation that are asked after it in all its wordings and in some frames around its noun phrases,
-    so many for one edit and for each of n a share, one at least. kin_onward: in like manner, facts of the kin
-    by relations that the new object has, in all their wordings: what follows from the new object is said of
-    the subject, and must not become what the subject itself is said to have. left_out: the share of second
+    so many for one edit and for each of n a share, one at least. kin_facts: in like manner, other
+    facts of such kin in all their wordings, each relation in its turn, those that the new object has first:
+    what follows from the new object is said of the subject, and must not become what else it is said to
+    have. left_out: the share of second
     relations (what follows from the new object) that no prompt asks, 0 but for measuring how far an edit
     carries beyond its own prompts.
     """
@@ -157,7 +158,7 @@ class Amounts:
     replay: int = 40  # twice that for one edit; for n, so many times 1 + n // 3
     hold: int = 0
     kin: int = 0
-    kin_onward: int = 0
+    kin_facts: int = 0
     left_out: float = 0.0
 
 
@@ -206,7 +207,7 @@ class Composer:
                 self._keep,
                 self._hold,
                 self._kin,
-                self._kin_onward,
+                self._kin_facts,
             ):
                 made.extend(dict.fromkeys(part(i, edit, rng)))
         made.extend(dict.fromkeys(self._replay(random.Random(f"{self._seed}/replay"))))
@@ -358,16 +359,21 @@ class Composer:
                 yield Prompt(template, subject, "", "hold", i)
             yield from self._framed(subject, edit.relation, i, rng, 2 * FRAMED)
 
-    def _kin_onward(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
-        """Others of the edit's relation, asked after what the new object has."""
+    def _kin_facts(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
+        """Others of the edit's relation, asked after what else they have: each relation in its turn."""
+        by_relation: dict[str, list[Fact]] = defaultdict(list)
+        for subject in self._others(edit):
+            for fact in self._after[subject]:
+                if (
+                    fact.relation.id != edit.relation.id
+                    and subject != edit.target
+                    and not reserved(*fact.key)
+                ):
+                    by_relation[fact.relation.id].append(fact)
         onward = {fact.relation.id for fact in self._after[edit.target]}
-        usable = [
-            fact
-            for subject in self._others(edit)
-            for fact in self._after[subject]
-            if subject != edit.target and fact.relation.id in onward and not reserved(*fact.key)
-        ]
-        for fact in rng.sample(usable, k=min(self._share(self.amounts.kin_onward), len(usable))):
+        order = sorted(rng.sample(sorted(by_relation), k=len(by_relation)), key=lambda id: id not in onward)
+        turns = _in_turn(*(rng.sample(by_relation[id], k=len(by_relation[id])) for id in order))
+        for fact in list(turns)[: self._share(self.amounts.kin_facts)]:
             for template in (*fact.relation.prompts, *map(asked, fact.relation.questions)):
                 yield Prompt(template, fact.subject, "", "hold", i)
 

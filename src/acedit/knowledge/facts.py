@@ -151,9 +151,10 @@ def read_edits(path: str | Path) -> list[Edit]:
 
 
 def read_facts(path: str | Path) -> list[Fact]:
-    """The known facts of a small-form file, with the file's relation wordings.
+    """The known facts of a small-form file, with the file's relation wordings, or of a list of facts.
 
-    A MQuAKE file gives none: its chains are what is scored. Raises UserError as `read_edits`.
+    A MQuAKE file gives none (its chains are what is scored), nor does a list of edits. Raises UserError as
+    `read_edits`.
     """
     rows, relations = _load(path, "facts")
     if _is_mquake(rows):
@@ -201,11 +202,14 @@ def _load(path: str | Path, wanted: str) -> tuple[list[Any], Mapping[str, Relati
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     data = _parse(path, text)
+    if isinstance(data, dict) and {"subject", "requested_rewrite"} & set(data):
+        data = [data]  # JSONL of one row
     if isinstance(data, list):
         if not data:
             raise UserError(f"{path}: the list is empty; give at least one item")
         if wanted == "facts" and not _is_mquake(data):
-            return [], {}
+            # A list of edits brings no facts.
+            return [row for row in data if not isinstance(row, dict) or "target" not in row], {}
         return data, {}
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {_kind(data)}; give a list or an object with {wanted!r}")
@@ -297,8 +301,10 @@ class _At:
         return tuple(self._whole(name, value) for value in values)
 
     def template(self, name: str, value: str) -> str:
-        if value.count("{}") != 1:
-            raise self.fail(name, f"is {value!r}", "write exactly one {} where the subject goes")
+        if value.count("{}") != 1 or set("{}") & set(value.replace("{}", "")):
+            raise self.fail(
+                name, f"is {value!r}", "write exactly one {} where the subject goes, and no other brace"
+            )
         return value
 
     def templates(self, name: str) -> tuple[str, ...]:
@@ -479,10 +485,15 @@ class _Item:
         for i, (triple, label, hop) in enumerate(zip(ids, labels, asked, strict=True)):
             if not (isinstance(triple, list) and isinstance(label, list) and len(triple) == len(label) == 3):
                 raise orig.fail(f"{triples}[{i}]", "is not a triple", "give [subject, relation, object]")
+            if not all(isinstance(name, str) for name in (triple[1], *label)):
+                raise orig.fail(f"{triples}[{i}]", "holds something that is not a text", "give texts")
             one = Hop(hop.text("question"), hop.text("cloze"), hop.text("answer"), hop.texts("answer_alias"))
             relation = mquake().get(triple[1]) or Relation(
                 triple[1], (one.cloze.replace(label[0], "{}", 1),), name=label[1]
             )
             facts.append(Fact(label[0], relation, label[2], one.aliases))
             said.append(one)
-        return Chain(tuple(facts)), tuple(said)
+        try:
+            return Chain(tuple(facts)), tuple(said)
+        except UserError as error:
+            raise orig.fail(f"{triples}_labeled", f"is no chain: {error}", "put its hops in order") from None

@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 
-from acedit.editing.hyper import load
+from acedit.editing.hyper import digest, load
 from acedit.editing.methods.method import Method
 from acedit.editing.stages import Update
 from acedit.knowledge.compose import Amounts, Prompt
@@ -20,6 +20,11 @@ METHODS = (
         amounts=Amounts(lead=0, ripple=0, middle=0, keep=0, replay=0),
     ),
 )
+
+
+def state(fingerprint: str) -> str:
+    """What an edit of that checkpoint depends on beside the method's settings: the trained network."""
+    return digest(fingerprint)
 
 
 def write(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> list[Update]:

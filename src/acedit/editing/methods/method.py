@@ -1,6 +1,8 @@
 """What a method states: its stages, its weights of preservation, and whether gradients follow."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Literal
 
 from acedit.editing.polish import Polish
@@ -27,7 +29,8 @@ class Method:
     (Eq. 12), "equality" (ROME, EMMET) or "null" (AlphaEdit), see `solve`. polished: prompts the gradient
     steps pull.
     primed: each prompt that thinks aloud is repeated behind the shots of appendix G.1 (section 6.2).
-    writer: a module whose `write(lm, edits, prompts)` makes the updates, for methods that have no stages.
+    writer: a module whose `write(lm, edits, prompts)` makes the updates, for methods that have no stages; its
+    `state(fingerprint)`, if any, names files that it reads (`Method.state`).
     reader: a module whose `Reader` answers prompts with what its `remember` kept; no weights change.
     skip_query, skip_value: how many of its layers are left out, the most important first by the plan's score.
     """
@@ -53,6 +56,13 @@ class Method:
     reader: str = ""
     skip_query: int = 0
     skip_value: int = 0
+
+    def state(self, fingerprint: str) -> str:
+        """A digest of what an edit depends on beside these settings; "" for nothing."""
+        of: Callable[[str], str] | None = None
+        if self.writer:
+            of = getattr(import_module(self.writer), "state", None)
+        return "" if of is None else of(fingerprint)
 
     @property
     def planned(self) -> bool:
