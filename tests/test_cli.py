@@ -304,6 +304,14 @@ def test_missing_file(fails: Callable[..., str], model_dir: Path, tmp_path: Path
     assert "no such file" in fails("edit", model_dir, tmp_path / "none.json", "--out", tmp_path / "p")
 
 
+def test_facts_that_are_none(
+    fails: Callable[..., str], model_dir: Path, edits_file: Path, tmp_path: Path
+) -> None:
+    none = written(tmp_path / "none.json", {"relations": RELATIONS, "fact": FACTS})
+    said = fails("edit", model_dir, edits_file, "--facts", none, "--out", tmp_path / "p")
+    assert "none.json: holds no facts" in said
+
+
 def test_broken_file(fails: Callable[..., str], model_dir: Path, tmp_path: Path) -> None:
     bad = written(tmp_path / "bad.json", '{"edits": [\n {"subject": }]}')
     assert "line 2" in fails("edit", model_dir, bad, "--out", tmp_path / "p")

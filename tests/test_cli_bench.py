@@ -94,6 +94,9 @@ def test_a_sequence_draws_its_curve(run: Run, folder: Path, tmp_path: Path) -> N
     assert "In sequence" in out and "perplexity, ratio" in out
     run("bench", "tables", tmp_path / "a", "--out", tmp_path / "t")
     assert (tmp_path / "t" / "degradation.vl.json").exists()
+    run(*bench(folder, "--out", tmp_path / "b"))
+    code, _, err = run("bench", "compare", tmp_path / "a", tmp_path / "b")
+    assert (code, "share no step" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from acedit.editing import hyper
 from acedit.editing.batch import split
 from acedit.editing.edit import edit
 from acedit.editing.hyper import HyperEditor, HyperSettings
+from acedit.editing.methods import method
 from acedit.errors import UserError
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit, Fact
@@ -72,12 +73,19 @@ def test_an_editor_is_kept_for_its_own_checkpoint(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="acedit mend"):
         edit(lm, [EDIT], method="mend", known=KNOWN)
     editor = hyper.train(lm, KNOWN, SHORT)
+    assert method("mend").state(lm.fingerprint) == ""
     hyper.save(editor, hyper.cached(lm.fingerprint), [lm.fingerprint])
     patch = edit(lm, [EDIT], method="mend", known=KNOWN)
     assert {u.layer for u in patch.updates} == set(editor.layers)
     assert patch.id == edit(lm, [EDIT], method="mend", known=KNOWN).id
     with pytest.raises(UserError, match="acedit mend"):
         hyper.load(tiny_lm("llama"), [hyper.cached(lm.fingerprint)])
+    state = method("mend").state(lm.fingerprint)
+    with torch.no_grad():
+        next(editor.parameters()).add_(1.0)
+    hyper.save(editor, hyper.cached(lm.fingerprint), [lm.fingerprint])
+    assert "" != method("mend").state(lm.fingerprint) != state != ""
+    assert method("ace").state(lm.fingerprint) == ""
     hyper.cached(lm.fingerprint).write_bytes(b"cut short")
     with pytest.raises(UserError, match="acedit mend"):
         hyper.load(lm)

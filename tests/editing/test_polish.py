@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from acedit.editing.batch import split
+from acedit.editing.keys import keys_at
 from acedit.editing.polish import LEAST, Part, Polish, _Pool, polish
 from acedit.editing.solve import whitening
 from acedit.editing.stages import Update, updates_in
@@ -76,6 +77,27 @@ def test_looks_at_a_prompt_give_the_steps(model: LanguageModel, passes: int, wan
             pool.seen(part, rows, torch.zeros(len(rows)))
             seen += [(part, row) for row in rows.tolist()]
     assert len(seen) == len(set(seen)) == 6
+
+
+def test_a_shift_is_held_small_at_the_subject(model: LanguageModel) -> None:
+    """The prompts are learned with less written at the subject's own token."""
+    batches = split(model, prompts())
+
+    def after(shift: float) -> tuple[float, float]:
+        settings = Polish(steps=60, lr=2e-2, shift=shift)
+        done = polish(model, zero(model), batches, (), settings, seed=0)
+        delta, written, loss = done[0].delta, 0.0, 0.0
+        for batch in batches:
+            keys, _ = keys_at(model, batch.encoded, 0, batch.subject)
+            written += float((keys @ delta.T).norm(dim=-1).sum())
+            with updates_in(model, done), torch.no_grad():
+                logits = model.head_logits(batch.at_answers(model.run_backbone(batch.encoded)))
+                loss += float(batch.nll(logits).sum())
+        return written, loss
+
+    (free, free_loss), (held, held_loss), before = after(0.0), after(0.3), after(1e4)
+    assert held < 0.7 * free
+    assert max(free_loss, held_loss) < before[1] - 1.0
 
 
 def test_what_must_stay_stays(model: LanguageModel) -> None:

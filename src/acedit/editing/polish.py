@@ -13,7 +13,7 @@ the prompts at hand; what no prompt asks is protected by the space Δ moves in, 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,11 +40,12 @@ class Polish:
     along keys that are to be preserved, "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
     α = 2·rank). near: weight in P of the keys of kin (other subjects that are held), against the text's; 0
     leaves P to the text. lr is Adam's. replay: weight of the KL (nats a token) from the unedited model on
-    what must stay. rows: a step, half of each sort where both have so many. screen: draw those that are
-    wrong first, and end when none is; without it all in turn. passes: as many steps (but `LEAST`) as give
-    so many looks at a prompt on average, and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None:
-    `steps` and `rows` for any. stop: a prompt of the edit is done below this NLL, drift: a kept one is
-    unharmed below this KL (both nats a token).
+    what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the layers) at each row's subject token,
+    which keeps what else is known of a subject from being drowned there. rows: a step, half of each sort
+    where both have so many. screen: draw those that are wrong first, and end when none is; without it all in
+    turn. passes: as many steps (but `LEAST`) as give so many looks at a prompt on average, and at most
+    1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps` and `rows` for any. stop: a prompt of the
+    edit is done below this NLL, drift: a kept one is unharmed below this KL (both nats a token).
     """
 
     steps: int = 100
@@ -54,6 +55,7 @@ class Polish:
     rank: int = 8
     near: float = 0.0
     replay: float = 1.0
+    shift: float = 0.0
     rows: int = 64
     screen: bool = True
     stop: float = 0.05
@@ -133,10 +135,15 @@ def polish(
         adam.zero_grad()
         with _moving_in(lm, moving) as deltas:
             for i, rows in picked.items():
-                each = parts[i].losses(rows)
+                watched = moving if settings.shift else ()
+                with _at_subjects(lm, watched, deltas, parts[i].batch.subject[rows]) as written:
+                    each = parts[i].losses(rows)
                 pool.seen(i, rows, each.detach())
                 kept = parts[i].kept
                 loss = settings.replay * each.sum() if kept else F.relu(each - settings.stop / 2).sum()
+                if written:
+                    added, own = (torch.stack(column).sum(0) for column in zip(*written, strict=True))
+                    loss = loss + settings.shift * (added / own).sum()
                 (loss / sum(map(len, picked.values()))).backward()
             for one, delta in zip(moving, deltas, strict=True):
                 one.delta().backward(delta.grad)
@@ -271,6 +278,30 @@ def _moving_in(lm: LanguageModel, updates: Sequence[_Moving]) -> Iterator[list[T
 
     with adding(lm, {layer: product(delta) for layer, delta in deltas.items()}):
         yield list(deltas.values())
+
+
+@contextmanager
+def _at_subjects(
+    lm: LanguageModel, moving: Sequence[_Moving], deltas: Sequence[Tensor], subject: Int[Tensor, " picked"]
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Of each layer that is run, the squared lengths of what the update and of what the weights write at the
+    rows' subject tokens. To be entered after the updates: their hooks come first."""
+    written: list[tuple[Tensor, Tensor]] = []
+    rows = torch.arange(len(subject), device=subject.device)
+    with ExitStack() as stack:
+        for one, delta in zip(moving, deltas, strict=False):
+
+            def keep(_: object, args: tuple[Tensor, ...], output: Tensor, delta: Tensor = delta) -> None:
+                key, whole = (
+                    x.reshape(len(subject), -1, x.shape[-1])[rows, subject].to(delta.dtype)
+                    for x in (args[0], output)
+                )
+                added = product(delta)(key)
+                own = (whole - added).detach()
+                written.append(((added**2).sum(-1), (own**2).sum(-1)))
+
+            stack.callback(lm.down(one.layer).register_forward_hook(keep).remove)
+        yield written
 
 
 def smallest(layer: int, delta: Float[Tensor, "d_model n_neurons"]) -> Update:
