@@ -19,7 +19,7 @@ CASES = 60  # fresh ones for each number of edits
 
 if TYPE_CHECKING:
     from acedit.benchmark.ripple import RippleCase
-    from acedit.benchmark.tables import Table
+    from acedit.benchmark.tables import Rows, Table
     from acedit.knowledge.facts import Case, Fact
 
 
@@ -76,13 +76,15 @@ def add_bench(
     bench.set_defaults(run=_bench)
     more = bench.add_subparsers(title="commands", metavar="COMMAND")
     show = more.add_parser("show", parents=[common], help="scores, costs and failures of a run")
-    show.add_argument("folder", metavar="RUN")
+    show.add_argument("folders", metavar="RUN", nargs="+", help="several: of other methods on the same cases")
     show.set_defaults(run=_bench_show)
     tables = more.add_parser(
         "tables", parents=[common], help="Tables 2 to 4 and by position, the paper's beside"
     )
-    tables.add_argument("folder", metavar="RUN")
-    tables.add_argument("--out", metavar="DIR", help="where to write them (RUN/tables)")
+    tables.add_argument(
+        "folders", metavar="RUN", nargs="+", help="several: of other methods on the same cases"
+    )
+    tables.add_argument("--out", metavar="DIR", help="where to write them (the first RUN's tables/)")
     tables.set_defaults(run=_bench_tables)
     compare = more.add_parser("compare", parents=[common], help="differences between two runs, paired")
     compare.add_argument("folder", metavar="RUN")
@@ -222,13 +224,19 @@ def _table_rows(found: "Mapping[str, Table]") -> dict[str, Any]:
     }
 
 
+def _rows(folders: "Sequence[str]") -> "Rows":
+    from acedit.benchmark import tables
+    from acedit.benchmark.store import Store
+
+    return tables.joined({folder: tables.load(Store.read(folder)) for folder in folders})
+
+
 def _bench_show(args: argparse.Namespace) -> None:
     from acedit.benchmark import tables
     from acedit.benchmark.store import Store
 
     check_outputs(args)
-    store = Store.read(args.folder)
-    rows = tables.load(store)
+    rows = _rows(args.folders)
     found = {**tables.all_tables(rows), "costs": tables.costs(rows)}
     best = [m for m in rows.methods if m != "base" and "-skip-" not in m]
     best.sort(key=lambda m: m == "ace")
@@ -241,24 +249,23 @@ def _bench_show(args: argparse.Namespace) -> None:
         )
     for table in found.values():
         print(f"\n{table.title}\n" + _laid_out(table))
-    faults = store.meta("faults") or []
+    faults = Store.read(args.folders[0]).meta("faults") or []
     if faults:
         print(f"\n{len(faults)} faults of the cases; the first: {faults[0]['kind']}, {faults[0]['detail']}")
-    write_result(args, "bench show", run=args.folder, faults=faults, tables=_table_rows(found))
+    write_result(args, "bench show", runs=args.folders, faults=faults, tables=_table_rows(found))
 
 
 def _bench_tables(args: argparse.Namespace) -> None:
     from acedit.benchmark import tables
-    from acedit.benchmark.store import Store
     from acedit.report.charts import chart, save_charts
     from acedit.report.files import write_text
 
     check_outputs(args)
-    rows = tables.load(Store.read(args.folder))
-    out = Path(args.out or Path(args.folder) / "tables")
+    rows = _rows(args.folders)
+    out = Path(args.out or Path(args.folders[0]) / "tables")
     found = tables.all_tables(rows)
     if not found:
-        raise UserError(f"{args.folder}: holds no finished unit yet; run 'acedit bench' again")
+        raise UserError(f"{args.folders[0]}: holds no finished unit yet; run 'acedit bench' again")
     for suffix, form in (("md", tables.markdown), ("tex", tables.latex), ("html", tables.html)):
         write_text(out / f"tables.{suffix}", "\n".join(map(form, found.values())))
     curve = tables.degradation(rows)
@@ -276,7 +283,7 @@ def _bench_tables(args: argparse.Namespace) -> None:
     print("\n".join(map(tables.markdown, found.values())))
     print(f"tables in {out}")
     write_result(
-        args, "bench tables", run=args.folder, out=str(out), tables=_table_rows(found), degradation=curve
+        args, "bench tables", runs=args.folders, out=str(out), tables=_table_rows(found), degradation=curve
     )
 
 

@@ -8,6 +8,7 @@ from acedit.benchmark import tables
 from acedit.benchmark.score import Record
 from acedit.benchmark.store import Outcome, Unit
 from acedit.benchmark.tables import Rows
+from acedit.errors import UserError
 
 
 def rows(**by_method: list[Record]) -> Rows:
@@ -109,3 +110,15 @@ def test_the_papers_values_are_whole() -> None:
     assert all(len(values) == 5 for values in tables.PAPER2.values())
     assert set(tables.PAPER3) == set(tables.PAPER2) - {"base"}
     assert all(cell.count(" / ") == 1 for values in tables.PAPER4.values() for cell in values)
+
+
+def test_runs_of_other_methods_make_one_table() -> None:
+    both = tables.joined({"a": rows(pmet=SKIPPED), "b": rows(ace=ACE)})
+    whole = rows(pmet=SKIPPED, ace=ACE)
+    assert tables.all_tables(both) == tables.all_tables(whole)
+    assert tables.joined({"a": whole}) == whole
+    with pytest.raises(UserError, match="a and b both hold 'ace'"):
+        tables.joined({"a": rows(ace=ACE), "b": rows(ace=ACE)})
+    fewer = {id: case for id, case in whole.cases.items() if id != "d"}
+    with pytest.raises(UserError, match="a and b are not of the same cases"):
+        tables.joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), cases=fewer)})

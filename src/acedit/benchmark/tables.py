@@ -24,6 +24,7 @@ from acedit.benchmark.ripple import AXES
 from acedit.benchmark.score import Record, summarise
 from acedit.benchmark.store import Outcome, Store, Unit
 from acedit.editing.methods import methods
+from acedit.errors import UserError
 
 PAPER2: Mapping[str, tuple[str, ...]] = {
     "base": ("98.42 / 99.17", "99.7 / 99.81", "95.48 / 97.46", "97.51 / 98.14", "97.23 / 97.64"),
@@ -108,6 +109,30 @@ def load(store: Store) -> Rows:
         units,
         {unit.key: tuple(store.records([unit.key])) for unit, _ in units},
         tuple(notes),
+    )
+
+
+def joined(runs: Mapping[str, Rows]) -> Rows:
+    """Runs of other methods over the same cases as one, by the name each goes by.
+
+    Raises UserError where they are not over the same cases and steps, or a method is in two of them.
+    """
+    (first, one), *others = runs.items()
+    for name, other in others:
+        if other.cases != one.cases or other.steps != one.steps:
+            raise UserError(f"{first} and {name} are not of the same cases; they make no table together")
+    methods = [(method, name) for name, rows in runs.items() for method in rows.methods]
+    by_method: dict[str, str] = {}
+    for method, name in methods:
+        if by_method.setdefault(method, name) != name:
+            raise UserError(f"{by_method[method]} and {name} both hold {method!r}; give one of them")
+    every = runs.values()
+    return Rows(
+        tuple(method for method, _ in methods),
+        one.cases,
+        tuple(unit for rows in every for unit in rows.units),
+        {key: records for rows in every for key, records in rows.records.items()},
+        tuple(dict.fromkeys(note for rows in every for note in rows.notes)),
     )
 
 
