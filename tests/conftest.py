@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,8 +46,9 @@ def lm(family_name: str) -> LanguageModel:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """One command: exit code, standard output, standard error."""
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """One command, with a cache of its own: exit code, standard output, standard error."""
+    monkeypatch.setenv("ACEDIT_CACHE", str(tmp_path / "cache"))
 
     def command(*args: object) -> tuple[int, str, str]:
         code = main([str(arg) for arg in args])

@@ -24,11 +24,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACEDIT_CACHE", str(tmp_path / "cache"))
-
-
 def bench(folder: Path, *more: object) -> list[object]:
     return [
         "bench", "--model", folder / "model", "--cases", folder / "cases.json", "--no-cot",

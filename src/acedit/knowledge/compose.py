@@ -143,12 +143,11 @@ class Amounts:
 
     hold: relations of the subject's kin that it is asked after, each as cloze and question. kin: subjects of
     the same relation that are asked after it in all its wordings and in some frames around its noun phrases,
-    so many for one edit and for each of n a share, one at least. kin_facts: in like manner, other
-    facts of such kin in all their wordings, each relation in its turn, those that the new object has first:
-    what follows from the new object is said of the subject, and must not become what else it is said to
-    have. left_out: the share of second
-    relations (what follows from the new object) that no prompt asks, 0 but for measuring how far an edit
-    carries beyond its own prompts.
+    so many for one edit and for each of n a share, one at least. kin_facts: in like manner, other facts of
+    such kin in all their wordings, each relation in its turn, those that the new object has first: what
+    follows from the new object is said of the subject, and must not become what else it is said to have.
+    left_out: the share of second relations (what follows from the new object) that no prompt asks, 0 but
+    for measuring how far an edit carries beyond its own prompts.
     """
 
     lead: int = 8
