@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from acedit.attribution.atlas import Atlas, build_atlas, rounding
-from acedit.attribution.certified import Base, bounds, certified_layer_sums, certified_top, exact
+from acedit.attribution.atlas import build_atlas
+from acedit.attribution.certified import Base, certified_layer_sums, certified_top, exact
+from acedit.attribution.directions import neuron_directions, rounding
+from acedit.attribution.spread import measure_spread
 from acedit.attribution.value import layer_scores
 from acedit.errors import UserError
 from acedit.lm.families import FAMILIES
@@ -32,6 +34,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     vocab, d, n = draw(st.integers(3, 60)), draw(st.integers(2, 16)), draw(st.integers(2, 40))
     unembedding = torch.randn(vocab, d, generator=g)
+    unembedding[: vocab // 3] += draw(st.sampled_from([0.0, 3.0]))
     temperature = draw(st.sampled_from([0.0, 0.3, 3.0, 60.0]))
     log_p = (temperature * torch.randn(vocab, generator=g, dtype=torch.float64)).log_softmax(0)
     vectors = torch.randn(n, d, generator=g)
@@ -49,16 +52,16 @@ def test_the_true_score_lies_in_its_interval(
     problem: tuple[Tensor, Tensor, Tensor, Tensor, int], heavy: int
 ) -> None:
     unembedding, log_p, vectors, scale, token = problem
-    base = Base.of(unembedding, log_p[None], torch.tensor([token]), heavy=heavy)
+    base = Base.of(unembedding, log_p[None], torch.tensor([token]), unembedding.double().mean(0), heavy=heavy)
     logits = scale[:, None] * (vectors.double() @ unembedding.double().T)
+    strays = logits - logits.mean(1, keepdim=True)
     slack = rounding(vectors.shape[1], torch.float32) * vectors.norm(dim=1) * unembedding.norm(dim=1).max()
-    low, high = bounds(
+    low, high = base.bounds(
+        0,
         (vectors @ base.pulls[0].float().T).double() * scale[:, None],
         slack.double() * scale.abs(),
-        logits.amin(1),
-        logits.amax(1),
-        base.heavy[0],
-        base.tail[0],
+        strays.square().sum(1),
+        strays.abs().amax(1),
     )
     true = brute(unembedding, log_p, vectors, scale, token)
     tiny = 1e-12 * logits.abs().amax(1)
@@ -82,10 +85,9 @@ def test_exact_is_exact(problem: tuple[Tensor, Tensor, Tensor, Tensor, int]) -> 
 def test_top_k_is_that_of_brute_force(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Set and order, a layer and the model, in every family; brute force in float64 where it can be."""
     lm = tiny_lm(name, dtype=dtype)
-    atlas = build_atlas(lm, cache_dir=tmp_path)
     scores = layer_scores(lm, PROMPTS, ANSWERS).neurons.double()
-    found = certified_top(lm, PROMPTS, ANSWERS, k=5, atlas=atlas)
-    whole = certified_top(lm, PROMPTS, ANSWERS, k=7, scope="model", atlas=atlas)
+    found = certified_top(lm, PROMPTS, ANSWERS, k=5)
+    whole = certified_top(lm, PROMPTS, ANSWERS, k=7, scope="model")
     # float32 brute force orders what is nearer than its own rounding by chance.
     near = 1e-9 if dtype == torch.float64 else 2e-5
     for i in range(2):
@@ -109,10 +111,9 @@ def _same(scores: Tensor, first: int, part: object, near: float) -> None:
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma2"])
 def test_layer_sums_are_within_their_error(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     lm = tiny_lm(name, dtype=dtype)
-    atlas = build_atlas(lm, cache_dir=tmp_path)
     true = layer_scores(lm, PROMPTS, ANSWERS, tokens="all").ffn_sum
     for tolerance in (0.05, 1e-6):
-        found = certified_layer_sums(lm, PROMPTS, ANSWERS, tokens="all", tolerance=tolerance, atlas=atlas)
+        found = certified_layer_sums(lm, PROMPTS, ANSWERS, tokens="all", tolerance=tolerance)
         for i, sums in enumerate(found):
             for layer, each in enumerate(sums):
                 near = 1e-9 if dtype == torch.float64 else 1e-4
@@ -130,8 +131,7 @@ def test_repeated_neurons_are_a_tie(tmp_path: Path) -> None:
             linear.weight[other] = linear.weight[best]  # type: ignore[index,union-attr]
         lm.down_weight(layer)[:, other] = lm.down_weight(layer)[:, best]
     lm = LanguageModel(lm.model, lm.tokenizer)
-    atlas = build_atlas(lm, cache_dir=tmp_path)
-    (found,) = certified_top(lm, PROMPTS[:1], ANSWERS[:1], k=1, atlas=atlas)
+    (found,) = certified_top(lm, PROMPTS[:1], ANSWERS[:1], k=1)
     assert found[layer].ties == (((layer, min(best, other)), (layer, max(best, other))),)
     assert found[layer].neurons[0].index == min(best, other)
 
@@ -139,20 +139,21 @@ def test_repeated_neurons_are_a_tie(tmp_path: Path) -> None:
 def test_few_are_scored_exactly(tmp_path: Path) -> None:
     """A guard against bounds so wide that everything is rescored."""
     lm = tiny_lm("qwen3", intermediate_size=512)
-    found = certified_top(lm, PROMPTS, ANSWERS, k=3, atlas=build_atlas(lm, cache_dir=tmp_path))
+    found = certified_top(lm, PROMPTS, ANSWERS, k=3)
     for parts in found:
         assert all(part.rescored < part.of / 4 for part in parts)
 
 
 def test_wrong_wishes_are_one_line(tmp_path: Path) -> None:
     lm = tiny_lm("qwen3")
-    atlas = build_atlas(lm, cache_dir=tmp_path)
     for k in (0, lm.n_neurons + 1):
         with pytest.raises(UserError, match="ask for 1 to"):
-            certified_top(lm, PROMPTS, ANSWERS, k=k, atlas=atlas)
+            certified_top(lm, PROMPTS, ANSWERS, k=k)
     torch.manual_seed(5)
     with pytest.raises(UserError, match="another model"):
-        certified_top(tiny_lm("gpt2"), PROMPTS, ANSWERS, atlas=atlas)
+        certified_top(tiny_lm("gpt2"), PROMPTS, ANSWERS, spread=measure_spread(lm))
+    with pytest.raises(UserError, match="another model"):
+        build_atlas(lm, cache_dir=tmp_path).top_tokens(tiny_lm("gpt2"), 0, 0)
 
 
 def test_an_atlas_is_what_brute_force_says_and_resumes(tmp_path: Path) -> None:
@@ -172,21 +173,47 @@ def test_an_atlas_is_what_brute_force_says_and_resumes(tmp_path: Path) -> None:
     files[1].unlink()
     again = build_atlas(lm, cache_dir=tmp_path)
     assert torch.allclose(again.high, atlas.high, atol=1e-5)
-    assert isinstance(again, Atlas)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_spread_is_at_least_what_brute_force_says_and_resumes(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    lm = tiny_lm(name, dtype=dtype)
+    with torch.no_grad():
+        lm.unembedding.add_(0.5)  # a mean that is not nothing beside the rows
+    lm = LanguageModel(lm.model, lm.tokenizer)
+    told: list[tuple[int, int]] = []
+    spread = measure_spread(lm, cache_dir=tmp_path, progress=lambda *at: told.append(at))
+    assert told[-1] == (lm.n_layers, lm.n_layers)
+    assert spread.longest >= float(lm.unembedding.double().norm(dim=1).max())
+    for layer in range(lm.n_layers):
+        logits = neuron_directions(lm, layer, dtype=torch.float64) @ lm.unembedding.double().T
+        strays = logits - logits.mean(1, keepdim=True)
+        energy = strays.square().sum(1)
+        assert bool((spread.energy[layer] >= energy).all())
+        assert torch.allclose(spread.energy[layer], energy, rtol=1e-2)
+        assert bool((spread.reach[layer] >= strays.abs().amax(1)).all())
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(files) == lm.n_layers + 1
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    files[-1].unlink()
+    again = measure_spread(lm, cache_dir=tmp_path)
+    assert torch.equal(again.energy, spread.energy)
+    assert torch.equal(again.mean, spread.mean)
 
 
 def test_a_patched_model_is_refused(tmp_path: Path) -> None:
     lm = tiny_lm("qwen3")
-    atlas = build_atlas(lm, cache_dir=tmp_path)
     with patch_for(lm).applied(lm), pytest.raises(UserError, match="remove the patch first"):
-        certified_top(lm, PROMPTS, ANSWERS, atlas=atlas)
+        certified_top(lm, PROMPTS, ANSWERS)
 
 
 def test_silent_neurons_score_nothing(tmp_path: Path) -> None:
     """OPT's ReLU leaves neurons at zero: their score is known without a look."""
     lm = tiny_lm("opt")
-    atlas = build_atlas(lm, cache_dir=tmp_path)
-    (found,) = certified_top(lm, PROMPTS[:1], ANSWERS[:1], k=lm.n_neurons, atlas=atlas)
+    (found,) = certified_top(lm, PROMPTS[:1], ANSWERS[:1], k=lm.n_neurons)
     scores = layer_scores(lm, PROMPTS[:1], ANSWERS[:1]).neurons[:, 0]
     assert (scores == 0).any()
     for layer, part in enumerate(found):
@@ -199,5 +226,7 @@ def test_broken_weights_are_named(tmp_path: Path) -> None:
     lm = tiny_lm("qwen3")
     with torch.no_grad():
         lm.down_weight(1)[0, 0] = float("nan")
-    with pytest.raises(UserError, match="layer 1: the down projection"):
-        build_atlas(LanguageModel(lm.model, lm.tokenizer), cache_dir=tmp_path)
+    broken = LanguageModel(lm.model, lm.tokenizer)
+    for make in (build_atlas, measure_spread):
+        with pytest.raises(UserError, match="layer 1: the down projection"):
+            make(broken, cache_dir=tmp_path)

@@ -187,6 +187,11 @@ def test_a_cut_or_altered_file_is_refused(tmp_path: Path) -> None:
     record.write_text(json.dumps({**json.loads(text), "schema": 99}))
     with pytest.raises(UserError, match="schema 99"):
         Patch.load(folder)
+    record.write_text(json.dumps({**json.loads(text), "seed": 99}))
+    with pytest.raises(UserError, match=r"patch\.json: was altered"):
+        Patch.load(folder)
+    record.write_text(json.dumps(json.loads(text), indent=4))  # the same record, laid out otherwise
+    assert Patch.load(folder).seed == 0
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@
 A neuron's logits are W_U (γ ⊙ fc2_k): its subvalue through γ of the final norm (centred first where that
 norm centres), and through γ of the FFN's post-norm in families that have one. The scales of both norms and
 the coefficient belong to a prompt and multiply these logits there. `high` and `low` are rounded outward by
-the most that float32 arithmetic can be off, so that bounds made from them are true of the exact weights
-(`certified`).
+the most that float32 arithmetic can be off. Scoring needs none of this (`certified`, `spread`).
 
 Neurons and tokens are taken in tiles, so memory stays bounded: one tile of logits, and the unembedding as
 the model holds it. A layer is a file, so an interrupted build goes on with the next layer.
@@ -16,19 +15,23 @@ the model holds it. A layer is a file, so an interrupted build goes on with the 
 Footguns: the atlas is of the unedited weights; a patched model is refused. Head biases are no neuron's.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from acedit.errors import UserError
+from acedit.attribution.directions import (
+    longest_row,
+    neuron_directions,
+    refuse_other,
+    rounding,
+    whole_products,
+)
 from acedit.lm.cache import default_cache, keep, kept
 from acedit.lm.model import LanguageModel
-from acedit.lm.norms import FrozenNorm
 
 TOKENS = 10  # top and bottom tokens kept a neuron
 NEURON_TILE = 2048
@@ -39,70 +42,22 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Atlas:
-    """Bounds of every neuron's logits, and the tokens at both ends, best first.
-
-    widest: the length of W_U's longest row.
-    """
+    """Bounds of every neuron's logits, and the tokens at both ends, best first."""
 
     high: Float[Tensor, "layers n_neurons"]
     low: Float[Tensor, "layers n_neurons"]
     top: Int[Tensor, "layers n_neurons k"]
     bottom: Int[Tensor, "layers n_neurons k"]
-    widest: float
     fingerprint: str
 
-    def checked(self, lm: LanguageModel) -> "Atlas":
-        """This atlas, if it is of `lm` as it stands. Raises UserError for another or a patched model."""
-        lm.refuse_patched("the atlas")
-        if self.fingerprint != lm.fingerprint:
-            raise UserError(
-                f"the atlas is of another model (fingerprint {self.fingerprint[:12]}…, this one is "
-                f"{lm.fingerprint[:12]}…): build one for this model"
-            )
-        return self
-
     def top_tokens(self, lm: LanguageModel, layer: int, index: int, *, sign: float = 1.0) -> tuple[str, ...]:
-        """What the neuron raises most when its coefficient has `sign`."""
+        """What the neuron raises most when its coefficient has `sign`.
+
+        Raises UserError if the atlas is of another model than `lm`.
+        """
+        refuse_other(lm, self.fingerprint, "the atlas")
         ids = (self.top if sign >= 0 else self.bottom)[layer, index].tolist()
         return tuple(str(lm.tokenizer.decode([i])) for i in ids)
-
-
-def neuron_directions(
-    lm: LanguageModel,
-    layer: int,
-    index: Int[Tensor, " n"] | None = None,
-    *,
-    dtype: torch.dtype = torch.float32,
-) -> Float[Tensor, "n d_model"]:
-    """γ ⊙ fc2_k (post-norm's γ too, centred for LayerNorm) of some neurons, or all, in `dtype`.
-
-    W_U times a row is that neuron's logits. Raises UserError for weights that are not finite.
-    """
-    vectors = lm.subvalues(layer)
-    vectors = (vectors if index is None else vectors[index]).to(torch.float64)
-    if not bool(torch.isfinite(vectors).all()):
-        raise UserError(f"layer {layer}: the down projection holds NaN or infinite weights")
-    for norm in (lm.ffn_post_norm(layer), lm.final_norm):
-        if norm is not None:
-            vectors = unscaled(lm, norm).apply(vectors)
-    return vectors.to(dtype)
-
-
-def unscaled(lm: LanguageModel, norm: nn.Module) -> FrozenNorm:
-    """The norm without its scale: what it does to every input alike, float64."""
-    frozen = lm.freeze_norm(norm, torch.ones(lm.d_model, dtype=torch.float64, device=lm.device))
-    frozen.inverse_scale = torch.ones_like(frozen.inverse_scale)
-    return frozen
-
-
-def rounding(d_model: int, dtype: torch.dtype) -> float:
-    """The most by which a product of two vectors can be off, in units of the product of their lengths.
-
-    A sum of d products, in any order, is off by at most (d + 1) u Σ|x_i y_i| to first order (Higham 2002,
-    section 3.1), and both factors may have been rounded once: (d + 4) u, u half the machine epsilon, taken
-    twice for good measure.
-    """
-    return (d_model + 4) * torch.finfo(dtype).eps
 
 
 @torch.no_grad()
@@ -121,49 +76,26 @@ def build_atlas(
     """
     lm.refuse_patched("the atlas")
     folder = (cache_dir or default_cache()) / "atlas" / lm.fingerprint[:32]
-    widest = _widest_row(lm)
+    longest = longest_row(lm)
     rows = []
     for layer in range(lm.n_layers):
         path = folder / f"{layer}.safetensors"
         found = kept(path)
         if found is None or set(found) != {"high", "low", "top", "bottom"}:
             with whole_products():
-                found = _layer(lm, layer, widest, neuron_tile, token_tile)
+                found = _layer(lm, layer, longest, neuron_tile, token_tile)
             keep(path, found)
         rows.append(found)
         if progress is not None:
             progress(layer + 1, lm.n_layers)
     return Atlas(
         **{name: torch.stack([row[name].to(lm.device) for row in rows]) for name in rows[0]},
-        widest=widest,
         fingerprint=lm.fingerprint,
     )
 
 
-@contextmanager
-def whole_products() -> Iterator[None]:
-    """Float32 products in float32 while inside, whatever the process allows (TF32, bf16)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _widest_row(lm: LanguageModel) -> float:
-    """The length of the longest row of W_U. Raises UserError where it is not finite."""
-    longest = 0.0
-    for tile in lm.unembedding.split(TOKEN_TILE):
-        wide = tile.to(lm.wide)
-        longest = max(longest, float(wide.norm(dim=1).max()))
-        if not bool(torch.isfinite(wide).all()):
-            raise UserError("the unembedding holds NaN or infinite weights")
-    return longest
-
-
 def _layer(
-    lm: LanguageModel, layer: int, widest: float, neuron_tile: int, token_tile: int
+    lm: LanguageModel, layer: int, longest: float, neuron_tile: int, token_tile: int
 ) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {"high": [], "low": [], "top": [], "bottom": []}
     for vectors in neuron_directions(lm, layer, dtype=lm.wide).split(neuron_tile):
@@ -177,7 +109,7 @@ def _layer(
             start += len(tile)
         assert best is not None
         assert worst is not None
-        slack = rounding(lm.d_model, vectors.dtype) * widest * vectors.norm(dim=1)
+        slack = rounding(lm.d_model, vectors.dtype) * longest * vectors.norm(dim=1)
         parts["high"].append(best[0][:, 0] + slack)
         parts["low"].append(worst[0][:, 0] - slack)
         parts["top"].append(best[1].int())

@@ -1,25 +1,26 @@
 """The top value neurons, certified: as exact scoring of every neuron gives them, at a fraction of its cost.
 
-    atlas = build_atlas(lm)
-    found = certified_top(lm, ["Ann Lee is a citizen of"], ["Peru"], k=10, atlas=atlas)
+    found = certified_top(lm, ["Ann Lee is a citizen of"], ["Peru"], k=10)
     found[0][5].neurons             # the ten of layer 5, best first, as Neuron
     found[0][5].rescored            # how many of its neurons had to be scored exactly
 
-With the final norm's scale frozen, a neuron moves the logits by δ = c·a, a its logits in the atlas and c a
-number of the prompt, and Eq. 9 is I = δ_w − log E_p[e^δ]. Split the vocabulary into the h heaviest tokens
-of p and the rest, T. Over the heavy ones the sum is exact; over T, e^δ lies between e^E_T[δ] (Jensen) and
-the chord of exp over [c·low, c·high] at E_T[δ], the bound from which Hoeffding's lemma is derived and never
-worse than E_T[δ] + range²/8. That takes h + 2 products with the subvalues instead of one with every token.
-Only neurons whose interval reaches the k-th best are then scored exactly, in float32 with its rounding
-bounded, and in float64 where that leaves an order open.
+With the final norm's scale frozen, a neuron moves the logits by δ = c·a, a its logits and c a number of the
+prompt, and Eq. 9 is I = δ_w − log E_p[e^δ]. Split the vocabulary into the h heaviest tokens of p and the
+rest, T. Over the heavy ones the sum is exact; over T, E_T[e^δ] is at least e^E_T[δ] (Jensen), and at most
+what Hoeffding's and Bennett's inequalities make of how far δ strays from E_T[δ] there: in square, at most
+the largest share of a token in T times the neuron's `spread` over the whole vocabulary. That takes h + 3
+products with the subvalues instead of one with every token. Only neurons whose interval reaches the k-th
+best are then scored exactly, in float32 with its rounding bounded, and in float64 where that leaves an
+order open.
 
 Every interval counts rounding: the true score, of the weights as they are and the activations as recorded,
 lies inside. Scores that float64 cannot tell apart are reported as ties, lowest index first.
 
 Footguns: frozen norm only (`value.neuron_scores` has `norm="exact"`); logits before a cap; biases are
-nobody's. Needs the atlas of the same weights.
+nobody's; the unedited model only.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -28,14 +29,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from acedit.attribution.atlas import (
-    Atlas,
-    build_atlas,
-    neuron_directions,
-    rounding,
-    unscaled,
-    whole_products,
-)
+from acedit.attribution.directions import neuron_directions, rounding, unscaled, whole_products
+from acedit.attribution.spread import Spread, measure_spread
 from acedit.attribution.value import Neuron, Tokens, readings
 from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
@@ -52,14 +47,16 @@ DOUBT = 1e-10  # nats; what float64 logarithms and sums may be off, and so what 
 class Base:
     """p of Eq. 9's base, a row for each reading and layer (float64).
 
-    pulls: rows of W_U whose product with a neuron's direction is a mean of its logits: w, the mean over
-    the tail T, then each heavy token. heavy: log p of the heavy tokens. tail: log p(T).
+    pulls: what a neuron's direction is multiplied with: W_U's row of w, its mean over the tail T, that less
+    its mean over all tokens, then its row of each heavy token. heavy: log p of the heavy tokens. tail:
+    log p(T). most: the largest share a token of T has in it.
     """
 
     log_p: Float[Tensor, "rows vocab"]
-    pulls: Float[Tensor, "rows heavy_plus_2 d_model"]
+    pulls: Float[Tensor, "rows heavy_plus_3 d_model"]
     heavy: Float[Tensor, "rows heavy"]
     tail: Float[Tensor, " rows"]
+    most: Float[Tensor, " rows"]
 
     @classmethod
     def of(
@@ -67,10 +64,11 @@ class Base:
         unembedding: Float[Tensor, "vocab d_model"],
         log_p: Float[Tensor, "rows vocab"],
         token: Int[Tensor, " rows"],
+        centre: Float[Tensor, " d_model"],
         *,
         heavy: int = HEAVY,
     ) -> "Base":
-        """One sweep over the unembedding for all rows; token: w of each."""
+        """One sweep over the unembedding for all rows; token: w of each; centre: the unembedding's mean."""
         h = min(heavy, log_p.shape[1] - 1)
         top, ids = log_p.topk(h, dim=1)
         rest = log_p.exp().scatter_(1, ids, 0.0)
@@ -78,40 +76,50 @@ class Base:
         mean = torch.zeros(len(log_p), unembedding.shape[1], dtype=log_p.dtype, device=log_p.device)
         for some, tile in _tiles(unembedding):
             mean += rest[:, some] @ tile.to(mean)
-        mean = mean / total.clamp(min=torch.finfo(total.dtype).tiny)[:, None]
-        pulls = [unembedding[token].to(mean)[:, None], mean[:, None], unembedding[ids].to(mean)]
-        return cls(log_p, torch.cat(pulls, dim=1), top, total.log())
+        some_mass = total.clamp(min=torch.finfo(total.dtype).tiny)
+        mean = mean / some_mass[:, None]
+        pulls = [
+            torch.stack([unembedding[token].to(mean), mean, mean - centre], 1),
+            unembedding[ids].to(mean),
+        ]
+        return cls(log_p, torch.cat(pulls, dim=1), top, total.log(), rest.amax(1) / some_mass)
+
+    def bounds(
+        self,
+        row: int,
+        products: Float[Tensor, "n heavy_plus_3"],
+        slack: Float[Tensor, " n"],
+        energy: Float[Tensor, " n"],
+        reach: Float[Tensor, " n"],
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Lower and upper bounds of Eq. 9 (nats) against a row of p, float64.
+
+        products: of each neuron with `pulls`, off by at most `slack`: δ_w, E_T[δ], that less δ's mean, δ of
+        the heavy tokens. energy, reach: Σ (δ - its mean)² over the vocabulary and the largest
+        |δ - its mean|, or more.
+        """
+        wanted, mean, shift = products[:, 0], products[:, 1], products[:, 2].abs() + slack
+        known, tail = self.heavy[row] + products[:, 3:], self.tail[row]
+        upper = wanted - torch.cat([(tail + mean)[:, None], known], dim=1).logsumexp(1) + 2 * slack
+        # A variance is at most the mean square about any point, here δ's mean over the vocabulary.
+        grown = torch.minimum(_hoeffding(reach + shift), _bennett(self.most[row] * energy, reach + shift))
+        worst = tail + mean + slack + grown
+        lower = wanted - slack - torch.cat([worst[:, None], known + slack[:, None]], dim=1).logsumexp(1)
+        return lower - DOUBT, upper + DOUBT
 
 
-def bounds(
-    products: Float[Tensor, "n heavy_plus_2"],
-    slack: Float[Tensor, " n"],
-    low: Float[Tensor, " n"],
-    high: Float[Tensor, " n"],
-    heavy: Float[Tensor, " heavy"],
-    tail: Float[Tensor, ""],
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Lower and upper bounds of Eq. 9 (nats), float64.
-
-    products: δ_w, E_T[δ], then δ at each heavy token, each off by at most `slack`. low, high: bounds of a
-    neuron's δ over all tokens. heavy, tail: as in `Base`.
-    """
-    wanted, mean = products[:, 0], products[:, 1]
-    known = heavy + products[:, 2:]
-    rest = tail + mean
-    upper = wanted - torch.cat([rest[:, None], known], dim=1).logsumexp(1) + 2 * slack
-    most = torch.minimum(mean + slack, high)
-    chord = _chord((most - low).clamp(min=0), (high - most).clamp(min=0))
-    worst = tail + most + chord
-    lower = wanted - slack - torch.cat([worst[:, None], known + slack[:, None]], dim=1).logsumexp(1)
-    return lower - DOUBT, upper + DOUBT
+def _hoeffding(away: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """log of the largest E[e^x] of an x with mean 0 and |x| ≤ away: log cosh away."""
+    return away + torch.log1p(torch.exp(-2 * away)) - math.log(2)
 
 
-def _chord(below: Float[Tensor, " n"], above: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """log of the largest E[e^x] of an x in [−below, above] with mean 0."""
-    width = (below + above).clamp(min=torch.finfo(below.dtype).tiny)
-    mixed = torch.log1p((above * torch.expm1(-below) + below * torch.expm1(above)) / width)
-    return torch.where(above > 50, above, mixed).clamp(min=0)
+def _bennett(square: Float[Tensor, " n"], above: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """log of the largest E[e^x] of an x with mean 0, E[x²] ≤ square and x ≤ above, or a little more."""
+    x = above.clamp(max=50)
+    series = 0.5 + x / 6 + x.square() / 20
+    whole = (torch.expm1(x) - x) / x.square().clamp(min=1e-4) * (1 + 1e-9)
+    bound = torch.log1p(square * torch.where(x < 0.01, series, whole))
+    return torch.where(above > 50, torch.inf, bound)
 
 
 def exact(
@@ -204,24 +212,24 @@ class _Board:
     in the model's working precision, 2 in float64.
     """
 
-    def __init__(self, lm: LanguageModel, atlas: Atlas, t: Trace, at: _Readings, prompts: int) -> None:
-        self._lm, self._at, self._widest = lm, at, atlas.widest
+    def __init__(self, lm: LanguageModel, spread: Spread, t: Trace, at: _Readings, prompts: int) -> None:
+        self._lm, self._at, self._spread = lm, at, spread
         self._work = lm.wide
         shape = (prompts, lm.n_layers, lm.n_neurons)
         self.low = torch.zeros(shape, dtype=torch.float64, device=lm.device)
         self.high = torch.zeros_like(self.low)
         self.level = torch.zeros(shape, dtype=torch.int8, device=lm.device)
-        self._base, self._scale = _base(lm, t, at)
+        self._base, self._scale = _base(lm, t, at, spread.mean)
         log_p = self._base.log_p
         self._log_p = {torch.float64: log_p, self._work: log_p.to(self._work)}
         self._least = log_p.amin(1).abs()
         with whole_products():
             for layer in range(lm.n_layers):
-                self._bound(atlas, layer)
+                self._bound(layer)
         # What a silent neuron scores is known: nothing.
         self.level[(self.low == 0) & (self.high == 0)] = 2
 
-    def _bound(self, atlas: Atlas, layer: int) -> None:
+    def _bound(self, layer: int) -> None:
         lm = self._lm
         vectors = lm.subvalues(layer).to(self._work)
         lengths = vectors.norm(dim=1).double()
@@ -237,14 +245,12 @@ class _Board:
         off = (rounding(lm.d_model, self._work) + summed) * readers.norm(dim=2).amax(1)
         for i, prompt in enumerate(self._at.prompt.tolist()):
             scale = self._scale[i, layer]
-            ends = torch.stack([atlas.low[layer] * scale, atlas.high[layer] * scale])
-            low, high = bounds(
+            low, high = self._base.bounds(
+                int(rows[i]),
                 products[:, i].double() * scale[:, None],
                 off[i] * lengths * scale.abs(),
-                ends.amin(0),
-                ends.amax(0),
-                self._base.heavy[rows[i]],
-                self._base.tail[rows[i]],
+                self._spread.energy[layer] * scale.square(),
+                self._spread.reach[layer] * scale.abs(),
             )
             idle = scale == 0
             self.low[prompt, layer] += low.masked_fill(idle, 0.0)
@@ -279,7 +285,7 @@ class _Board:
             scale,
             at.token[reading],
         )
-        reach = self._widest * directions.norm(dim=1).double()[which] * scale.abs()
+        reach = self._spread.longest * directions.norm(dim=1).double()[which] * scale.abs()
         least = self._least[reading * lm.n_layers + layer[which]]
         error = 2 * rounding(lm.d_model, dtype) * reach + coarseness(dtype, reach, least) + DOUBT
         total = torch.zeros(len(places), dtype=torch.float64, device=lm.device)
@@ -380,7 +386,7 @@ class _Board:
 
 
 def _base(
-    lm: LanguageModel, t: Trace, at: _Readings
+    lm: LanguageModel, t: Trace, at: _Readings, centre: Float[Tensor, " d_model"]
 ) -> tuple[Base, Float[Tensor, "readings layers n_neurons"]]:
     """p at h^{l-1} + A^l, a row a reading and layer, and each neuron's scale c there."""
     final = lm.freeze_norm(lm.final_norm, t.residual[-1, at.row, at.position].double()[:, None])
@@ -403,7 +409,7 @@ def _base(
             whole = whole if bias is None else whole + bias.double()
             scale[:, layer] *= lm.freeze_norm(norm, whole).inverse_scale
     tokens = at.token.repeat_interleave(lm.n_layers)
-    return Base.of(lm.unembedding, logits.log_softmax(-1), tokens), scale
+    return Base.of(lm.unembedding, logits.log_softmax(-1), tokens, centre), scale
 
 
 @torch.no_grad()
@@ -414,7 +420,7 @@ def certified_top(
     *,
     k: int = 10,
     scope: Literal["layer", "model"] = "layer",
-    atlas: Atlas | None = None,
+    spread: Spread | None = None,
     tokens: Tokens = "first",
     position: int | None = None,
     together: bool = False,
@@ -423,14 +429,14 @@ def certified_top(
 
     together: one result for all prompts, by the sum of their scores.
 
-    atlas: built (and kept on disk) if not given. Raises UserError for k outside 1 to N, an atlas of
-    another model, or what `readings` refuses.
+    spread: measured (and kept on disk) if not given. Raises UserError for k outside 1 to N, a spread of
+    another model, a patched model, or what `readings` refuses.
     """
     most = lm.n_neurons * (1 if scope == "layer" else lm.n_layers)
     if not 1 <= k <= most:
         raise UserError(f"k is {k}: ask for 1 to {most} neurons")
     step = 1 if scope == "layer" else lm.n_layers
-    boards = _boards(lm, prompts, answers, atlas, tokens, position, together)
+    boards = _boards(lm, prompts, answers, spread, tokens, position, together)
     return [found for board in boards for found in board.best(k, step)]
 
 
@@ -441,7 +447,7 @@ def certified_layer_sums(
     answers: Sequence[str],
     *,
     tolerance: float = 0.01,
-    atlas: Atlas | None = None,
+    spread: Spread | None = None,
     tokens: Tokens = "first",
     position: int | None = None,
     together: bool = False,
@@ -450,7 +456,7 @@ def certified_layer_sums(
 
     together: one result for all prompts, by the sum of their scores.
     """
-    boards = _boards(lm, prompts, answers, atlas, tokens, position, together)
+    boards = _boards(lm, prompts, answers, spread, tokens, position, together)
     return [sums for board in boards for sums in board.layer_sums(tolerance)]
 
 
@@ -458,13 +464,13 @@ def _boards(
     lm: LanguageModel,
     prompts: Sequence[str],
     answers: Sequence[str],
-    atlas: Atlas | None,
+    spread: Spread | None,
     tokens: Tokens,
     position: int | None,
     together: bool,
 ) -> Iterator[_Board]:
     """Boards of a few prompts each, so that their distributions fit `ROOM`; one for all if `together`."""
-    atlas = (atlas or build_atlas(lm)).checked(lm)
+    spread = (spread or measure_spread(lm)).checked(lm)
     if len(prompts) != len(answers):
         raise UserError(f"{len(prompts)} prompts but {len(answers)} answers: give one answer a prompt")
     if not prompts:
@@ -481,4 +487,4 @@ def _boards(
         at = _Readings(*(torch.tensor(column, device=lm.device) for column in columns))
         if together:
             at = replace(at, prompt=torch.zeros_like(at.prompt))
-        yield _Board(lm, atlas, trace(lm, encoded), at, 1 if together else len(some))
+        yield _Board(lm, spread, trace(lm, encoded), at, 1 if together else len(some))

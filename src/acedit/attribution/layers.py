@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from acedit.attribution.atlas import Atlas, build_atlas
 from acedit.attribution.certified import Certified, certified_layer_sums, certified_top
 from acedit.attribution.query import QueryScores, query_scores
 from acedit.attribution.value import Neuron, log_increase, top_neurons
@@ -57,13 +56,12 @@ def value_and_query(
     answers: Sequence[str],
     *,
     k: int,
-    atlas: Atlas,
     leading: int | None = None,
 ) -> Iterator[tuple[Certified, QueryScores]]:
     """Of each prompt its k best value neurons (or all there are), and query scores against the `leading`
     of them (default all)."""
     k = min(k, lm.n_layers * lm.n_neurons)
-    found = certified_top(lm, texts, answers, k=k, scope="model", atlas=atlas)
+    found = certified_top(lm, texts, answers, k=k, scope="model")
     for text, (best,) in zip(texts, found, strict=True):
         yield best, query_scores(lm, text, best.neurons[:leading])
 
@@ -88,12 +86,12 @@ def measure(
     picked = spaced(usable, most)
     answers = old_answers(lm, edits, picked)
     texts = [p.text for p in picked]
-    n, atlas = len(picked), build_atlas(lm)
-    (sums,) = certified_layer_sums(lm, texts, answers, tolerance=TOLERANCE * n, atlas=atlas, together=True)
+    n = len(picked)
+    (sums,) = certified_layer_sums(lm, texts, answers, tolerance=TOLERANCE * n, together=True)
     wished = min(top, lm.n_layers * lm.n_neurons)
-    ((value,),) = certified_top(lm, texts, answers, k=wished, scope="model", atlas=atlas, together=True)
+    ((value,),) = certified_top(lm, texts, answers, k=wished, scope="model", together=True)
     query = torch.zeros(lm.n_layers, lm.n_neurons, device=lm.device)
-    for _, scores in value_and_query(lm, texts, answers, k=top_k, atlas=atlas):
+    for _, scores in value_and_query(lm, texts, answers, k=top_k):
         query += scores.neurons.to(query)
     ffn_vector, attention_vector = _vector_scores(lm, texts, answers)
     return LayerTable(

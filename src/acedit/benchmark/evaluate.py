@@ -25,7 +25,7 @@ from acedit.editing.patch import Patch
 from acedit.editing.plan import find_plan
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer
-from acedit.knowledge.facts import Case, Edit, Fact
+from acedit.knowledge.facts import Case, Edit, Fact, distinct_edits
 from acedit.lm.model import LanguageModel
 
 log = logging.getLogger("acedit")
@@ -57,17 +57,10 @@ class Run:
 
 def merged_edits(cases: Sequence[Case | RippleCase]) -> list[Edit]:
     """The edits of all cases, identical ones once. Raises UserError where two contradict."""
-    found: dict[tuple[str, str], Edit] = {}
-    for case in cases:
-        for one in case.edits:
-            other = found.setdefault(one.key, one)
-            if other.target != one.target:
-                raise UserError(
-                    f"case {case.id}: {one.subject!r} with {one.relation.id!r} is to be "
-                    f"{one.target!r}, another case of the batch says {other.target!r}; "
-                    "use a smaller --batch"
-                )
-    return list(found.values())
+    try:
+        return distinct_edits(edit for case in cases for edit in case.edits)
+    except UserError as error:
+        raise UserError(f"{error}, or use a smaller --batch") from None
 
 
 def shared_plan(

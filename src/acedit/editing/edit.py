@@ -34,7 +34,7 @@ from acedit.editing.stages import Stage, Update, Writing, mean_by, sweep, update
 from acedit.editing.target import search
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt, belief_texts
-from acedit.knowledge.facts import Edit, Fact
+from acedit.knowledge.facts import Edit, Fact, distinct_edits
 from acedit.lm.model import LanguageModel
 
 log = logging.getLogger("acedit")
@@ -60,7 +60,9 @@ def edit(
     progress: Progress | None = None,
     watch: Callable[[Sequence[Prompt]], None] | None = None,
 ) -> Patch:
-    """Write `edits` (at least one) into a patch; `lm` is unchanged on return, also when this raises.
+    """Write `edits` (at least one; identical ones count once) into a patch.
+
+    `lm` is unchanged on return, also when this raises.
 
     known: what the model knows already; prompts that reach the subjects, consequences, and what is to
     be protected come from it. exclude: entities no prompt may start from. avoid: texts no prompt may hold
@@ -71,7 +73,9 @@ def edit(
     Raises UserError for edits that contradict each other, or whose prompts do not fit the model.
     """
     chosen = named_method(method) if isinstance(method, str) else method
-    _check(edits)
+    edits = distinct_edits(edits)
+    if not edits:
+        raise UserError("there are no edits: give at least one")
     tell = progress or (lambda _: None)
     fingerprint = lm.fingerprint
     if not known:
@@ -115,19 +119,6 @@ def edit(
         place=place_of(lm, [u.layer for u in updates]),
         memory=memory,
     )
-
-
-def _check(edits: Sequence[Edit]) -> None:
-    if not edits:
-        raise UserError("there are no edits: give at least one")
-    targets: dict[tuple[str, str], str] = {}
-    for one in edits:
-        other = targets.setdefault(one.key, one.target)
-        if other != one.target:
-            raise UserError(
-                f"two edits contradict each other: {one.subject!r} with {one.relation.id!r} is to be "
-                f"both {other!r} and {one.target!r}; keep one"
-            )
 
 
 def believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) -> list[Fact]:

@@ -245,40 +245,42 @@ def load(lm: LanguageModel, paths: Sequence[Path] | None = None) -> HyperEditor:
 
     Raises UserError where there is none.
     """
-    for path in paths if paths is not None else [cached(lm.fingerprint), BUNDLED]:
+    path = _file_of(lm.fingerprint, paths)
+    if path is None:
+        raise UserError(
+            "method 'mend' has no hyper-network trained for this model; make one: "
+            "acedit mend MODEL --facts FILE"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+            layers = [int(layer) for layer in about["layers"].split(",")]
+            editor = HyperEditor(lm.n_neurons, lm.d_model, layers, int(about["rank"]), int(about["edits"]))
+            editor.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(
+            f"{path}: is no whole hyper-network ({error}); remove it and train it again"
+        ) from None
+    return editor.to(lm.device).requires_grad_(False)
+
+
+def _file_of(fingerprint: str, paths: Sequence[Path] | None = None) -> Path | None:
+    """The first of `paths` (default: the cache, then the bundled one) that is of this checkpoint."""
+    for path in paths if paths is not None else [cached(fingerprint), BUNDLED]:
         try:
-            if not _is_for(lm.fingerprint, path):
-                continue
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
-                layers = [int(layer) for layer in about["layers"].split(",")]
-                editor = HyperEditor(
-                    lm.n_neurons, lm.d_model, layers, int(about["rank"]), int(about["edits"])
-                )
-                editor.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError):
+        except (OSError, SafetensorError):
             continue
-        return editor.to(lm.device).requires_grad_(False)
-    raise UserError(
-        "method 'mend' has no hyper-network trained for this model; make one: acedit mend MODEL --facts FILE"
-    )
-
-
-def _is_for(fingerprint: str, path: Path) -> bool:
-    with safe_open(path, "pt") as file:
-        about = file.metadata() or {}
-    return fingerprint in about.get("fingerprints", "").split(",")
+        if fingerprint in about.get("fingerprints", "").split(","):
+            return path
+    return None
 
 
 def digest(fingerprint: str) -> str:
     """sha256 (hex) of the file that `load` takes for a checkpoint; "" where there is none."""
-    for path in (cached(fingerprint), BUNDLED):
-        try:
-            if _is_for(fingerprint, path):
-                return hashlib.sha256(path.read_bytes()).hexdigest()
-        except (OSError, SafetensorError):
-            continue
-    return ""
+    path = _file_of(fingerprint)
+    return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def cached(fingerprint: str) -> Path:

@@ -38,7 +38,7 @@ from acedit.knowledge.relations import Relation
 from acedit.lm.model import LanguageModel
 from acedit.lm.reader import Reader
 
-SCHEMA = 1
+SCHEMA = 2
 TENSORS = "patch.safetensors"
 RECORD = "patch.json"
 
@@ -170,6 +170,7 @@ class Patch:
             "layers": [update.layer for update in self.updates],
             "sha256": hashlib.sha256(data).hexdigest(),
         }
+        record["record_sha256"] = _digest(record)
         return _write_folder(Path(folder), {TENSORS: data, RECORD: _dump(record, indent=1).encode()})
 
     @classmethod
@@ -404,6 +405,12 @@ def _dump(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, ensure_ascii=False, sort_keys=True)
 
 
+def _digest(record: Mapping[str, Any]) -> str:
+    """sha256 (hex) of a record as it reads back, less its own digest."""
+    rest = {name: value for name, value in record.items() if name != "record_sha256"}
+    return hashlib.sha256(_dump(json.loads(_dump(rest))).encode()).hexdigest()
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -420,8 +427,11 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
         raise UserError(f"{path}: is of schema {found}, this version reads {SCHEMA}; save it again")
-    if not isinstance(record.get("sha256"), str):
-        raise UserError(f"{path}: field 'sha256' is missing; it was altered, get it again")
+    for name in ("sha256", "record_sha256"):
+        if not isinstance(record.get(name), str):
+            raise UserError(f"{path}: field {name!r} is missing; it was altered, get it again")
+    if record["record_sha256"] != _digest(record):
+        raise UserError(f"{path}: was altered since it was saved; get it again")
     return record
 
 

@@ -135,8 +135,8 @@ def polish(
         adam.zero_grad()
         with _moving_in(lm, moving) as deltas:
             for i, rows in picked.items():
-                watched = moving if settings.shift else ()
-                with _at_subjects(lm, watched, deltas, parts[i].batch.subject[rows]) as written:
+                watched = list(zip(moving, deltas, strict=True)) if settings.shift else []
+                with _at_subjects(lm, watched, parts[i].batch.subject[rows]) as written:
                     each = parts[i].losses(rows)
                 pool.seen(i, rows, each.detach())
                 kept = parts[i].kept
@@ -282,14 +282,14 @@ def _moving_in(lm: LanguageModel, updates: Sequence[_Moving]) -> Iterator[list[T
 
 @contextmanager
 def _at_subjects(
-    lm: LanguageModel, moving: Sequence[_Moving], deltas: Sequence[Tensor], subject: Int[Tensor, " picked"]
+    lm: LanguageModel, watched: Sequence[tuple[_Moving, Tensor]], subject: Int[Tensor, " picked"]
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Of each layer that is run, the squared lengths of what the update and of what the weights write at the
     rows' subject tokens. To be entered after the updates: their hooks come first."""
     written: list[tuple[Tensor, Tensor]] = []
     rows = torch.arange(len(subject), device=subject.device)
     with ExitStack() as stack:
-        for one, delta in zip(moving, deltas, strict=False):
+        for one, delta in watched:
 
             def keep(_: object, args: tuple[Tensor, ...], output: Tensor, delta: Tensor = delta) -> None:
                 key, whole = (

@@ -11,7 +11,7 @@ the mend, and is a `UserError`.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -380,20 +380,27 @@ def _changing(at: _At, name: str, edit: Edit) -> Edit:
     return edit
 
 
-def _merged(path: str | Path, edits: Sequence[Edit]) -> list[Edit]:
+def distinct_edits(edits: Iterable[Edit]) -> list[Edit]:
+    """The edits, identical ones once. Raises UserError where two contradict."""
     found: dict[tuple[str, str], Edit] = {}
-    merged = 0
     for edit in edits:
         other = found.setdefault(edit.key, edit)
         if other.target != edit.target:
             raise UserError(
-                f"{path}: edits contradict each other: {edit.subject!r} with {edit.relation.id!r} is to be "
+                f"edits contradict each other: {edit.subject!r} with {edit.relation.id!r} is to be "
                 f"both {other.target!r} and {edit.target!r}; keep one"
             )
-        merged += other is not edit
-    if merged:
-        log.warning("%s: %d identical edits were merged", path, merged)
     return list(found.values())
+
+
+def _merged(path: str | Path, edits: Sequence[Edit]) -> list[Edit]:
+    try:
+        found = distinct_edits(edits)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if len(found) < len(edits):
+        log.warning("%s: %d identical edits were merged", path, len(edits) - len(found))
+    return found
 
 
 class _Item:

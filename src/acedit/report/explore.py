@@ -26,11 +26,11 @@ LINKS = 4  # query neurons drawn for each
 TOKENS = 5
 
 
-def explore(lm: LanguageModel, prompt: str, answer: str, *, atlas: Atlas | None = None) -> list[Chart]:
+def explore(lm: LanguageModel, prompt: str, answer: str) -> list[Chart]:
     """The charts of one prompt and its answer. Raises UserError as `value.readings` does."""
-    atlas = atlas or build_atlas(lm)
+    atlas = build_atlas(lm)
     k = min(VALUE, lm.n_layers * lm.n_neurons)
-    ((best,),) = certified_top(lm, [prompt], [answer], k=k, scope="model", atlas=atlas)
+    ((best,),) = certified_top(lm, [prompt], [answer], k=k, scope="model")
     named = f"{prompt} … {answer}"
     return [
         Chart(

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from acedit.attribution.atlas import build_atlas
 from acedit.attribution.layers import spaced, value_and_query
 from acedit.report.charts import chart
 from acedit.report.study.base import Finding, Result, Setting, Study
@@ -19,13 +18,13 @@ def run(setting: Setting) -> Result:
     The lag is the shift of the value counts against the query curve at which they correlate most. Part of it
     is built in: Eq. 10 scores a neuron only against value neurons above it.
     """
-    lm, atlas = setting.lm, build_atlas(setting.lm)
+    lm = setting.lm
     questions = spaced(setting.questions, MOST)
     k = min(VALUE, lm.n_layers * lm.n_neurons // 3)
     setting.say(f"query and value neurons by layer of {len(questions)} questions")
     prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
     counts, query = torch.zeros(lm.n_layers), torch.zeros(lm.n_layers)
-    for best, scores in value_and_query(lm, prompts, answers, k=k, atlas=atlas, leading=LEADING):
+    for best, scores in value_and_query(lm, prompts, answers, k=k, leading=LEADING):
         for neuron in best.neurons:
             counts[neuron.layer] += 1 / len(questions)
         query += scores.neurons.clamp(min=0).sum(1).cpu().float() / len(questions)

@@ -34,7 +34,6 @@ def run(setting: Setting) -> Result:
         [q.answer for q in questions],
         k=min(20 * COUNT, lm.n_layers * lm.n_neurons),
         scope="model",
-        atlas=atlas,
     )
     rows: list[dict[str, Any]] = []
     for question, (best,) in zip(questions, every, strict=True):

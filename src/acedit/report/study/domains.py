@@ -5,7 +5,6 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from acedit.attribution.atlas import build_atlas
 from acedit.attribution.layers import value_and_query
 from acedit.attribution.value import layer_scores
 from acedit.report.charts import chart
@@ -18,7 +17,7 @@ LEADING = 10  # value neurons that query neurons are held against
 
 def run(setting: Setting) -> Result:
     """Each domain's top value layers (Eq. 9) and query layers (Eq. 10): how alike, and how far apart."""
-    lm, atlas = setting.lm, build_atlas(setting.lm)
+    lm = setting.lm
     value: dict[str, Tensor] = {}
     query: dict[str, Tensor] = {}
     for domain in setting.categories:
@@ -27,7 +26,7 @@ def run(setting: Setting) -> Result:
         prompts, answers = [q.prompt for q in some], [q.answer for q in some]
         value[domain] = layer_scores(lm, prompts, answers).ffn_sum.mean(1).float()
         total = torch.zeros(lm.n_layers)
-        for _, scores in value_and_query(lm, prompts, answers, k=LEADING, atlas=atlas):
+        for _, scores in value_and_query(lm, prompts, answers, k=LEADING):
             total += scores.neurons.clamp(min=0).sum(1).cpu().float()
         query[domain] = total / len(some)
     top = {

@@ -4,7 +4,6 @@ import random
 from typing import Any
 
 from acedit.attribution.ablate import ablated
-from acedit.attribution.atlas import build_atlas
 from acedit.attribution.certified import certified_top
 from acedit.attribution.value import Neuron
 from acedit.report.charts import chart
@@ -16,7 +15,7 @@ DRAWS = 5
 
 def run(setting: Setting) -> Result:
     """Accuracy on the category, on the others and under random 1%, with a category's top 1% at zero."""
-    lm, atlas = setting.lm, build_atlas(setting.lm)
+    lm = setting.lm
     everything = lm.n_layers * lm.n_neurons
     count = max(1, round(SHARE * everything))
     rng = random.Random(f"{setting.seed}/knockout")
@@ -26,7 +25,7 @@ def run(setting: Setting) -> Result:
         own = setting.of(category)
         others = [q for q in setting.questions if q.category != category]
         prompts, answers = [q.prompt for q in own], [q.answer for q in own]
-        ((best,),) = certified_top(lm, prompts, answers, k=count, scope="model", together=True, atlas=atlas)
+        ((best,),) = certified_top(lm, prompts, answers, k=count, scope="model", together=True)
         with ablated(lm, best.neurons):
             hit = accuracy(lm, own)
             beside = accuracy(lm, others) if others else float("nan")

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from acedit.attribution.ablate import ablated
-from acedit.attribution.atlas import build_atlas
 from acedit.attribution.layers import spaced, value_and_query
 from acedit.attribution.value import Neuron, neuron_scores, top_neurons
 from acedit.report.charts import chart
@@ -27,13 +26,13 @@ def run(setting: Setting) -> Result:
     A value neuron is active if it scores no less (Eq. 9) than a question's `ACTIVE`th best did in the
     intact model.
     """
-    lm, atlas = setting.lm, build_atlas(setting.lm)
+    lm = setting.lm
     questions = spaced(setting.questions, MOST)
     count = min(COUNT, lm.n_neurons // 8)
     prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
     setting.say(f"query neurons of {len(questions)} questions")
     query = torch.zeros(lm.n_layers, lm.n_neurons)
-    for _, scores in value_and_query(lm, prompts, answers, k=LEADING, atlas=atlas):
+    for _, scores in value_and_query(lm, prompts, answers, k=LEADING):
         query += scores.neurons.cpu().float()
     usable = query.clamp(min=0).sum(1)[:-1]  # the last layer has none above
     peaks = usable.argsort(descending=True)[:2].tolist()
