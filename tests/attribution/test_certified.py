@@ -9,13 +9,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from acedit.attribution.atlas import build_atlas
-from acedit.attribution.certified import Base, certified_layer_sums, certified_top, exact
-from acedit.attribution.directions import neuron_directions, rounding
+from acedit.attribution.certified import (
+    Base,
+    _Board,
+    _growth,
+    _Readings,
+    certified_layer_sums,
+    certified_top,
+    exact,
+)
+from acedit.attribution.directions import neuron_directions, rounding, whole_products
 from acedit.attribution.spread import measure_spread
-from acedit.attribution.value import layer_scores
+from acedit.attribution.value import layer_scores, log_increase, readings, through_post_norm
 from acedit.errors import UserError
 from acedit.lm.families import FAMILIES
 from acedit.lm.model import LanguageModel
+from acedit.lm.trace import trace
 from tests.editing.test_patch import patch_for
 from tests.tiny import tiny_lm
 
@@ -35,7 +44,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     vocab, d, n = draw(st.integers(3, 60)), draw(st.integers(2, 16)), draw(st.integers(2, 40))
     unembedding = torch.randn(vocab, d, generator=g)
     unembedding[: vocab // 3] += draw(st.sampled_from([0.0, 3.0]))
-    temperature = draw(st.sampled_from([0.0, 0.3, 3.0, 60.0]))
+    temperature = draw(st.sampled_from([0.0, 0.3, 3.0, 60.0, 300.0, 1000.0]))
     log_p = (temperature * torch.randn(vocab, generator=g, dtype=torch.float64)).log_softmax(0)
     vectors = torch.randn(n, d, generator=g)
     vectors[n // 2 :] = vectors[: n - n // 2].clone()
@@ -64,10 +73,26 @@ def test_the_true_score_lies_in_its_interval(
         strays.abs().amax(1),
     )
     true = brute(unembedding, log_p, vectors, scale, token)
-    tiny = 1e-12 * logits.abs().amax(1)
+    tiny = 1e-12 * (1 + logits.abs().amax(1) + log_p.abs().max())  # what the board's doubt is for
     assert bool((low <= true + tiny).all())
     assert bool((true <= high + tiny).all())
     assert bool(torch.isfinite(low).all())
+
+
+def test_growth_is_the_largest_there_is() -> None:
+    """The two-point x that attains it, and none of many others goes beyond."""
+    g = torch.Generator().manual_seed(3)
+    for size in (1e-6, 1e-3, 1.0, 10.0, 300.0):
+        x = size * torch.randn(500, 4, generator=g, dtype=torch.float64)
+        p = torch.rand(500, 4, generator=g, dtype=torch.float64).softmax(1)
+        x = x - (p * x).sum(1, keepdim=True)
+        got = _growth((p * x.square()).sum(1), x.abs().amax(1))
+        assert bool((got >= (p.log() + x).logsumexp(1) - 1e-12).all())
+    most = torch.tensor([1e-5, 0.1, 2.0, 700.0], dtype=torch.float64)
+    square = most.square() * torch.tensor([0.1, 0.5, 1.0, 0.01], dtype=torch.float64)
+    share = square / (square + most.square())
+    attained = torch.stack([share.log() + most, (1 - share).log() - square / most]).logsumexp(0)
+    assert torch.allclose(_growth(square, most), attained, rtol=1e-9, atol=1e-13)
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,7 +107,7 @@ def test_exact_is_exact(problem: tuple[Tensor, Tensor, Tensor, Tensor, int]) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_top_k_is_that_of_brute_force(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_top_k_is_that_of_brute_force(name: str, dtype: torch.dtype) -> None:
     """Set and order, a layer and the model, in every family; brute force in float64 where it can be."""
     lm = tiny_lm(name, dtype=dtype)
     scores = layer_scores(lm, PROMPTS, ANSWERS).neurons.double()
@@ -107,9 +132,114 @@ def _same(scores: Tensor, first: int, part: object, near: float) -> None:
     assert part.rest >= float(values[k]) - near  # type: ignore[attr-defined]
 
 
+def outside(lm: LanguageModel, dtype: torch.dtype | None = None) -> list[float]:
+    """How far beyond its interval a neuron's true score (float64, of the same trace) lies at most, by level.
+
+    dtype: what the board is worked out under (autocast)."""
+    encoded, (at,) = readings(lm, PROMPTS[:1], ANSWERS[:1])
+    t = trace(lm, encoded)
+    true = []
+    for layer in range(lm.n_layers):
+        m = t.coefficients[layer, at.row, at.position].double()
+        v = m[:, None] * lm.subvalues(layer).double()
+        v = through_post_norm(lm, v, lm.ffn_post_norm(layer), v.sum(0), lm.down_bias(layer))
+        base = t.residual[layer, at.row, at.position].double()
+        base = base + t.attention[layer, at.row, at.position].double()
+        last = t.residual[-1, at.row, at.position].double()
+        true.append(log_increase(lm, base, v, last, at.token))
+    score = torch.stack(true)
+    where = _Readings(*(torch.tensor([x]) for x in (at.row, at.position, at.token, at.source)))
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        board = _Board(lm, measure_spread(lm), t, where, 1)
+        found = []
+        for level in (0, 1, 2):
+            if level:
+                board.rescore(torch.arange(board.low.numel()), level)
+            beyond = torch.maximum(board.low[0] - score, score - board.high[0])
+            found.append(float((beyond - 1e-12 * (1 + score.abs())).max()))
+    assert bool(torch.isfinite(board.low + board.high).all())
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_neuron_lies_in_its_interval(name: str, dtype: torch.dtype) -> None:
+    """At every level: flat and peaked p, small and large neurons, rows with a mean, a shifted head."""
+    for gain, down, common, shift in ((1, 1, 0, 0), (10, 1, 0.5, 0), (60, 1, 0, 1e6), (1, 20, 0, 0)):
+        lm = tiny_lm(name)
+        with torch.no_grad():
+            lm.final_norm.weight.mul_(gain)  # type: ignore[operator,union-attr]
+            lm.unembedding.add_(common)
+            if lm.head_bias is not None:
+                lm.head_bias.add_(shift)
+            for layer in range(lm.n_layers):
+                lm.down_weight(layer).mul_(down)
+        assert max(outside(LanguageModel(lm.model.to(dtype), lm.tokenizer))) <= 0
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2", "qwen3"])
+def test_intervals_hold_where_neurons_take_from_each_other(name: str) -> None:
+    """Two huge opposite neurons: a post-norm's scale is of what their sum leaves."""
+    lm = tiny_lm(name)
+    with torch.no_grad():
+        for linear in (lm.up(1), lm.block(1).mlp.gate_proj):  # type: ignore[union-attr]
+            linear.weight[5] = linear.weight[4]  # type: ignore[index,union-attr]
+        lm.down_weight(1)[:, 4] *= 1e6
+        lm.down_weight(1)[:, 5] = -lm.down_weight(1)[:, 4]
+    assert max(outside(LanguageModel(lm.model, lm.tokenizer))) <= 0
+
+
+def test_intervals_hold_under_autocast_and_for_tiny_rows() -> None:
+    lm = tiny_lm("llama")
+    assert max(outside(lm, torch.bfloat16)) <= 0
+    with torch.no_grad():
+        lm.unembedding.mul_(1e-24)
+        lm.final_norm.weight.mul_(1e24)  # type: ignore[operator,union-attr]
+    assert max(outside(LanguageModel(lm.model, lm.tokenizer))) <= 0
+
+
+def test_products_are_whole_whatever_the_process_allows() -> None:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with whole_products(torch.device("cpu")):
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"  # type: ignore[attr-defined]
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_an_overflow_is_named() -> None:
+    lm = tiny_lm("qwen3")
+    with torch.no_grad():
+        lm.down_weight(lm.n_layers - 1).fill_(3e38)
+    with pytest.raises(UserError, match=f"layer {lm.n_layers - 1}: .* NaN or infinite"):
+        certified_top(LanguageModel(lm.model, lm.tokenizer), PROMPTS, ANSWERS, k=1)
+
+
+def test_chains_of_overlapping_intervals_are_ties() -> None:
+    """What overlaps its neighbour is unordered with all that the neighbour is unordered with."""
+    lm = tiny_lm("qwen3")
+    encoded, (at,) = readings(lm, PROMPTS[:1], ANSWERS[:1])
+    where = _Readings(*(torch.tensor([x]) for x in (at.row, at.position, at.token, at.source)))
+    board = _Board(lm, measure_spread(lm), trace(lm, encoded), where, 1)
+    board.low.fill_(-9.0)
+    board.high.fill_(-9.0)
+    board.level.fill_(2)
+    for i, (low, high) in enumerate([(0.6, 0.8), (0.9, 1.1), (0.75, 0.95), (2.0, 2.1)]):
+        board.low[0, 0, i], board.high[0, 0, i] = low, high
+    ((two, *_),) = board.best(2, 1)
+    assert [n.index for n in two.neurons] == [3, 1]
+    assert two.ties == (((0, 1), (0, 2)),)
+    assert two.rest == pytest.approx(0.95)
+    ((three, *_),) = board.best(3, 1)
+    assert [n.index for n in three.neurons] == [3, 0, 1]
+    assert three.ties == (((0, 0), (0, 1), (0, 2)),)
+    assert three.rest == pytest.approx(0.95)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma2"])
-def test_layer_sums_are_within_their_error(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_layer_sums_are_within_their_error(name: str, dtype: torch.dtype) -> None:
     lm = tiny_lm(name, dtype=dtype)
     true = layer_scores(lm, PROMPTS, ANSWERS, tokens="all").ffn_sum
     for tolerance in (0.05, 1e-6):
@@ -121,7 +251,7 @@ def test_layer_sums_are_within_their_error(name: str, dtype: torch.dtype, tmp_pa
                 assert each.error <= tolerance
 
 
-def test_repeated_neurons_are_a_tie(tmp_path: Path) -> None:
+def test_repeated_neurons_are_a_tie() -> None:
     lm = tiny_lm("qwen3", dtype=torch.float32)
     layer = 1
     with torch.no_grad():
@@ -136,7 +266,7 @@ def test_repeated_neurons_are_a_tie(tmp_path: Path) -> None:
     assert found[layer].neurons[0].index == min(best, other)
 
 
-def test_few_are_scored_exactly(tmp_path: Path) -> None:
+def test_few_are_scored_exactly() -> None:
     """A guard against bounds so wide that everything is rescored."""
     lm = tiny_lm("qwen3", intermediate_size=512)
     found = certified_top(lm, PROMPTS, ANSWERS, k=3)
@@ -204,20 +334,20 @@ def test_a_spread_is_at_least_what_brute_force_says_and_resumes(
     assert torch.equal(again.mean, spread.mean)
 
 
-def test_a_patched_model_is_refused(tmp_path: Path) -> None:
+def test_a_patched_model_is_refused() -> None:
     lm = tiny_lm("qwen3")
     with patch_for(lm).applied(lm), pytest.raises(UserError, match="remove the patch first"):
         certified_top(lm, PROMPTS, ANSWERS)
 
 
-def test_silent_neurons_score_nothing(tmp_path: Path) -> None:
+def test_silent_neurons_score_nothing() -> None:
     """OPT's ReLU leaves neurons at zero: their score is known without a look."""
     lm = tiny_lm("opt")
     (found,) = certified_top(lm, PROMPTS[:1], ANSWERS[:1], k=lm.n_neurons)
     scores = layer_scores(lm, PROMPTS[:1], ANSWERS[:1]).neurons[:, 0]
     assert (scores == 0).any()
     for layer, part in enumerate(found):
-        assert part.rescored == part.of
+        assert part.rescored == int((scores[layer].abs() > 2e-6).sum())  # float32 noise of layer_scores
         for neuron in part.neurons:
             assert neuron.score == pytest.approx(float(scores[layer, neuron.index]), abs=2e-5)
 

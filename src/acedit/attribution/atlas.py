@@ -82,7 +82,7 @@ def build_atlas(
         path = folder / f"{layer}.safetensors"
         found = kept(path)
         if found is None or set(found) != {"high", "low", "top", "bottom"}:
-            with whole_products():
+            with whole_products(lm.device):
                 found = _layer(lm, layer, longest, neuron_tile, token_tile)
             keep(path, found)
         rows.append(found)

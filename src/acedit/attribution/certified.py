@@ -7,11 +7,11 @@
 With the final norm's scale frozen, a neuron moves the logits by δ = c·a, a its logits and c a number of the
 prompt, and Eq. 9 is I = δ_w − log E_p[e^δ]. Split the vocabulary into the h heaviest tokens of p and the
 rest, T. Over the heavy ones the sum is exact; over T, E_T[e^δ] is at least e^E_T[δ] (Jensen), and at most
-what Hoeffding's and Bennett's inequalities make of how far δ strays from E_T[δ] there: in square, at most
-the largest share of a token in T times the neuron's `spread` over the whole vocabulary. That takes h + 3
-products with the subvalues instead of one with every token. Only neurons whose interval reaches the k-th
-best are then scored exactly, in float32 with its rounding bounded, and in float64 where that leaves an
-order open.
+what Bennett's inequality makes of δ's variance there and of how far it strays. The variance is at most the
+largest share of a token in T times Σ_t (δ_t − δ̄)² over the whole vocabulary, which `spread` knows of every
+neuron. That takes h + 3 products with the subvalues instead of one with every token. Only neurons whose
+interval reaches the k-th best are then scored exactly, in float32 with its rounding bounded, and in float64
+where that leaves an order open.
 
 Every interval counts rounding: the true score, of the weights as they are and the activations as recorded,
 lies inside. Scores that float64 cannot tell apart are reported as ties, lowest index first.
@@ -20,7 +20,6 @@ Footguns: frozen norm only (`value.neuron_scores` has `norm="exact"`); logits be
 nobody's; the unedited model only.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -39,8 +38,8 @@ from acedit.lm.trace import Trace, trace
 HEAVY = 32  # tokens of p taken exactly
 CPU_TILE, GPU_TILE = 2048, 16384  # tokens at a time: what a core's cache, and a kernel, like
 ROWS = 1024  # neurons scored exactly in one sweep over the vocabulary
-ROOM = 2 << 30  # bytes that the distributions of one round may take
-DOUBT = 1e-10  # nats; what float64 logarithms and sums may be off, and so what counts as a tie
+ROOM = 2 << 30  # bytes that the distributions of one round may take, and what is made of them on the way
+DOUBT = 1e-10  # nats; what float64 logarithms and sums may be off at least, and so what counts as a tie
 
 
 @dataclass(frozen=True)
@@ -71,18 +70,19 @@ class Base:
         """One sweep over the unembedding for all rows; token: w of each; centre: the unembedding's mean."""
         h = min(heavy, log_p.shape[1] - 1)
         top, ids = log_p.topk(h, dim=1)
-        rest = log_p.exp().scatter_(1, ids, 0.0)
+        rest = log_p.scatter(1, ids, -torch.inf)
+        peak = rest.amax(1, keepdim=True)
+        rest = (rest - peak).exp()  # in units of the tail's likeliest token, which may be far below any float
         total = rest.sum(1)
         mean = torch.zeros(len(log_p), unembedding.shape[1], dtype=log_p.dtype, device=log_p.device)
         for some, tile in _tiles(unembedding):
             mean += rest[:, some] @ tile.to(mean)
-        some_mass = total.clamp(min=torch.finfo(total.dtype).tiny)
-        mean = mean / some_mass[:, None]
+        mean = mean / total[:, None]
         pulls = [
             torch.stack([unembedding[token].to(mean), mean, mean - centre], 1),
             unembedding[ids].to(mean),
         ]
-        return cls(log_p, torch.cat(pulls, dim=1), top, total.log(), rest.amax(1) / some_mass)
+        return cls(log_p, torch.cat(pulls, dim=1), top, peak[:, 0] + total.log(), 1 / total)
 
     def bounds(
         self,
@@ -94,32 +94,29 @@ class Base:
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Lower and upper bounds of Eq. 9 (nats) against a row of p, float64.
 
-        products: of each neuron with `pulls`, off by at most `slack`: δ_w, E_T[δ], that less δ's mean, δ of
-        the heavy tokens. energy, reach: Σ (δ - its mean)² over the vocabulary and the largest
-        |δ - its mean|, or more.
+        products: of each neuron with `pulls`, off by at most `slack`: δ_w, E_T[δ], that less ē's δ̄, δ of the
+        heavy tokens. energy, reach: Σ_t (δ_t − δ̄)² over the vocabulary and the largest |δ_t − δ̄|, or more.
+        Good for p as it stands in `log_p`.
         """
         wanted, mean, shift = products[:, 0], products[:, 1], products[:, 2].abs() + slack
         known, tail = self.heavy[row] + products[:, 3:], self.tail[row]
         upper = wanted - torch.cat([(tail + mean)[:, None], known], dim=1).logsumexp(1) + 2 * slack
-        # A variance is at most the mean square about any point, here δ's mean over the vocabulary.
-        grown = torch.minimum(_hoeffding(reach + shift), _bennett(self.most[row] * energy, reach + shift))
+        # A variance is at most the mean square about any point, here ē's logit.
+        grown = _growth(self.most[row] * energy, reach + shift)
         worst = tail + mean + slack + grown
         lower = wanted - slack - torch.cat([worst[:, None], known + slack[:, None]], dim=1).logsumexp(1)
-        return lower - DOUBT, upper + DOUBT
+        return lower, upper
 
 
-def _hoeffding(away: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """log of the largest E[e^x] of an x with mean 0 and |x| ≤ away: log cosh away."""
-    return away + torch.log1p(torch.exp(-2 * away)) - math.log(2)
+def _growth(square: Float[Tensor, " n"], most: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """log of the largest E[e^x] of an x with mean 0, |x| ≤ most and E[x²] ≤ square.
 
-
-def _bennett(square: Float[Tensor, " n"], above: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """log of the largest E[e^x] of an x with mean 0, E[x²] ≤ square and x ≤ above, or a little more."""
-    x = above.clamp(max=50)
-    series = 0.5 + x / 6 + x.square() / 20
-    whole = (torch.expm1(x) - x) / x.square().clamp(min=1e-4) * (1 + 1e-9)
-    bound = torch.log1p(square * torch.where(x < 0.01, series, whole))
-    return torch.where(above > 50, torch.inf, bound)
+    Bennett 1962, equation 10 of Hoeffding 1963: the x that is `most` or -square / most.
+    """
+    most = most.clamp(min=1e-100)
+    square = torch.minimum(square, most.square())
+    up, down = square.log() + most, 2 * most.log() - square / most
+    return (torch.logaddexp(up, down) - (most.square() + square).log()).clamp(min=0)
 
 
 def exact(
@@ -174,8 +171,8 @@ class Certified:
     """The k best of `of` neurons, and the proof.
 
     neurons: best first. low, high: bounds of each one's score (nats). rest: no neuron left out scores more
-    than this (nats). rescored: how many were scored exactly. ties: groups of neurons, as (layer, index),
-    that float64 cannot order, those left out for a tie with the k-th included.
+    than this (nats). rescored: how many were scored exactly. ties: chains of neurons, as (layer, index), that
+    float64 cannot order, since one's interval meets the next, those left out for one with the k-th included.
     """
 
     neurons: tuple[Neuron, ...]
@@ -209,7 +206,7 @@ class _Board:
     """Bounds of every neuron at every layer of some prompts, tightened where asked.
 
     A neuron's place is its index in (prompts, layers, n_neurons), flat. level: 0 bounds, 1 scored exactly
-    in the model's working precision, 2 in float64.
+    in the model's working precision, 2 in float64, 3 silent: its score is known to be nothing.
     """
 
     def __init__(self, lm: LanguageModel, spread: Spread, t: Trace, at: _Readings, prompts: int) -> None:
@@ -219,15 +216,14 @@ class _Board:
         self.low = torch.zeros(shape, dtype=torch.float64, device=lm.device)
         self.high = torch.zeros_like(self.low)
         self.level = torch.zeros(shape, dtype=torch.int8, device=lm.device)
-        self._base, self._scale = _base(lm, t, at, spread.mean)
+        self._base, self._scale, self._off, self._doubt = _base(lm, t, at, spread)
         log_p = self._base.log_p
         self._log_p = {torch.float64: log_p, self._work: log_p.to(self._work)}
         self._least = log_p.amin(1).abs()
-        with whole_products():
+        with whole_products(lm.device):
             for layer in range(lm.n_layers):
                 self._bound(layer)
-        # What a silent neuron scores is known: nothing.
-        self.level[(self.low == 0) & (self.high == 0)] = 2
+        self.level[(self.low == 0) & (self.high == 0)] = 3
 
     def _bound(self, layer: int) -> None:
         lm = self._lm
@@ -242,25 +238,27 @@ class _Board:
         products = (vectors @ readers.flatten(0, 1).to(self._work).T).unflatten(1, readers.shape[:2])
         # The tail's mean was summed over the vocabulary in float64.
         summed = len(lm.unembedding) * torch.finfo(torch.float64).eps
-        off = (rounding(lm.d_model, self._work) + summed) * readers.norm(dim=2).amax(1)
+        rounded = rounding(lm.d_model, self._work) + summed + self._off[:, layer]
+        off = rounded * readers.norm(dim=2).amax(1)
+        stretched = 1 + self._off[:, layer]
         for i, prompt in enumerate(self._at.prompt.tolist()):
             scale = self._scale[i, layer]
             low, high = self._base.bounds(
                 int(rows[i]),
                 products[:, i].double() * scale[:, None],
                 off[i] * lengths * scale.abs(),
-                self._spread.energy[layer] * scale.square(),
-                self._spread.reach[layer] * scale.abs(),
+                self._spread.energy[layer] * (scale * stretched[i]).square(),
+                self._spread.reach[layer] * (scale * stretched[i]).abs(),
             )
-            idle = scale == 0
-            self.low[prompt, layer] += low.masked_fill(idle, 0.0)
-            self.high[prompt, layer] += high.masked_fill(idle, 0.0)
+            idle, doubt = scale == 0, self._doubt[rows[i]]
+            self.low[prompt, layer] += (low - doubt).masked_fill(idle, 0.0)
+            self.high[prompt, layer] += (high + doubt).masked_fill(idle, 0.0)
 
     def rescore(self, places: Int[Tensor, " n"], level: int) -> None:
         """Exact scores of the neurons at `places`, each once."""
         if not len(places):
             return
-        with whole_products():
+        with whole_products(self._lm.device):
             for some in places.split(ROWS):
                 self._rescore(some, level)
 
@@ -277,21 +275,22 @@ class _Board:
         # A place is scored at each of its prompt's readings.
         which, reading = (prompt[:, None] == at.prompt).nonzero(as_tuple=True)
         scale = self._scale[reading, layer[which], index[which]]
+        row = reading * lm.n_layers + layer[which]
         scores = exact(
             lm.unembedding,
             self._log_p[dtype],
-            reading * lm.n_layers + layer[which],
+            row,
             directions[which],
             scale,
             at.token[reading],
         )
         reach = self._spread.longest * directions.norm(dim=1).double()[which] * scale.abs()
-        least = self._least[reading * lm.n_layers + layer[which]]
-        error = 2 * rounding(lm.d_model, dtype) * reach + coarseness(dtype, reach, least) + DOUBT
+        off = rounding(lm.d_model, dtype) + self._off[reading, layer[which]]
+        error = 2 * off * reach + coarseness(dtype, reach, self._least[row]) + self._doubt[row]
         total = torch.zeros(len(places), dtype=torch.float64, device=lm.device)
         middle, around = total.index_add(0, which, scores), total.index_add(0, which, error)
         self.low.view(-1)[places], self.high.view(-1)[places] = middle - around, middle + around
-        self.level.view(-1)[places] = level
+        self.level.view(-1)[places] = 2 if dtype == torch.float64 else 1
 
     def best(self, k: int, step: int) -> list[tuple[Certified, ...]]:
         """Each prompt's k best neurons of every `step` layers, proven; all are settled side by side."""
@@ -329,15 +328,15 @@ class _Board:
         return torch.tensor(open_, dtype=torch.long, device=rivals.device)
 
     def _groups(self, rivals: Int[Tensor, " n"]) -> list[list[int]]:
-        """Rivals, best first, in runs whose intervals overlap the run's best: what is not ordered yet."""
+        """Rivals in chains of overlapping intervals, best first: within a chain nothing is ordered yet."""
         lows, highs = self.low.view(-1)[rivals].tolist(), self.high.view(-1)[rivals].tolist()
-        order = sorted(range(len(lows)), key=lambda i: -(lows[i] + highs[i]))
         items = rivals.tolist()
         groups: list[list[int]] = []
         floor = 0.0
-        for i in order:
+        for i in sorted(range(len(items)), key=lambda i: -highs[i]):
             if groups and highs[i] >= floor:
                 groups[-1].append(items[i])
+                floor = min(floor, lows[i])
             else:
                 groups.append([items[i]])
                 floor = lows[i]
@@ -350,7 +349,7 @@ class _Board:
     def _certified(self, k: int, span: slice) -> Certified:
         groups = [sorted(group) for group in self._groups(self._rivals(k, span))]
         chosen = [i for group in groups for i in group][:k]
-        low, high = self.low.view(-1), self.high.view(-1)
+        low, high, level = self.low.view(-1), self.high.view(-1), self.level.view(-1)[span]
         left = high[span].clone()
         left[torch.tensor(chosen, device=left.device) - span.start] = -torch.inf
         ties = [group for group in groups if len(group) > 1 and group[0] in chosen]
@@ -359,7 +358,7 @@ class _Board:
             low=tuple(low[chosen].tolist()),
             high=tuple(high[chosen].tolist()),
             rest=float(left.max()),
-            rescored=int((self.level.view(-1)[span] > 0).sum()),
+            rescored=int(((level == 1) | (level == 2)).sum()),
             of=left.numel(),
             ties=tuple(tuple(self._neuron(i) for i in group) for group in ties),
         )
@@ -386,30 +385,56 @@ class _Board:
 
 
 def _base(
-    lm: LanguageModel, t: Trace, at: _Readings, centre: Float[Tensor, " d_model"]
-) -> tuple[Base, Float[Tensor, "readings layers n_neurons"]]:
-    """p at h^{l-1} + A^l, a row a reading and layer, and each neuron's scale c there."""
-    final = lm.freeze_norm(lm.final_norm, t.residual[-1, at.row, at.position].double()[:, None])
+    lm: LanguageModel, t: Trace, at: _Readings, spread: Spread
+) -> tuple[
+    Base,
+    Float[Tensor, "readings layers n_neurons"],
+    Float[Tensor, "readings layers"],
+    Float[Tensor, " rows"],
+]:
+    """p at h^{l-1} + A^l, a row a reading and layer; each neuron's scale c there; what float64 may have taken
+    from c, as a share of it, and from scores by way of p's logits (nats, `DOUBT` at least)."""
+    last = t.residual[-1, at.row, at.position].double()
+    _finite(lm, last[:, None])
+    final = lm.freeze_norm(lm.final_norm, last[:, None])
     stream = t.residual[:-1, at.row, at.position].double() + t.attention[:, at.row, at.position].double()
-    start = final.apply(stream.transpose(0, 1), bias=True).flatten(0, 1)
+    stream = stream.transpose(0, 1)
+    _finite(lm, stream)
+    start = final.apply(stream, bias=True).flatten(0, 1)
     logits = torch.cat([start @ tile.to(start).T for _, tile in _tiles(lm.unembedding)], dim=1)
+    doubt = 4 * rounding(lm.d_model, torch.float64) * spread.longest * start.norm(dim=1)
     if lm.head_bias is not None:
         logits = logits + lm.head_bias.to(logits)
-    finite = torch.isfinite(logits).all(1)
-    if not bool(finite.all()):
-        layer = int((~finite).nonzero()[0]) % lm.n_layers
-        raise UserError(f"layer {layer}: the residual stream holds NaN or infinite numbers")
+        doubt = doubt + 4 * torch.finfo(torch.float64).eps * float(lm.head_bias.abs().max())
     coefficients = t.coefficients[:, at.row, at.position].double().transpose(0, 1)
+    _finite(lm, coefficients)
     scale = coefficients * final.inverse_scale
+    off = torch.zeros_like(scale[..., 0])
     for layer in range(lm.n_layers):
         norm = lm.ffn_post_norm(layer)
         if norm is not None:
-            whole = coefficients[:, layer] @ lm.subvalues(layer).double()
+            subvalues = lm.subvalues(layer).double()
+            whole = coefficients[:, layer] @ subvalues
             bias = lm.down_bias(layer)
             whole = whole if bias is None else whole + bias.double()
             scale[:, layer] *= lm.freeze_norm(norm, whole).inverse_scale
+            # What neurons take from each other is lost to the sum's rounding.
+            parts = coefficients[:, layer].abs() @ subvalues.abs()
+            lost = parts.norm(dim=1) / whole.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
+            off[:, layer] = rounding(lm.n_neurons, torch.float64) * lost
     tokens = at.token.repeat_interleave(lm.n_layers)
-    return Base.of(lm.unembedding, logits.log_softmax(-1), tokens, centre), scale
+    base = Base.of(lm.unembedding, logits.log_softmax(-1), tokens, spread.mean)
+    return base, scale, off, doubt + DOUBT
+
+
+def _finite(lm: LanguageModel, stream: Float[Tensor, "readings layers width"]) -> None:
+    """Raises UserError where what was recorded is NaN or infinite."""
+    finite = torch.isfinite(stream).all(-1)
+    if not bool(finite.all()):
+        layer = int((~finite).nonzero()[0, 1]) if finite.shape[1] > 1 else lm.n_layers - 1
+        raise UserError(
+            f"layer {layer}: the residual stream or the FFN's coefficients hold NaN or infinite numbers"
+        )
 
 
 @torch.no_grad()
@@ -452,7 +477,8 @@ def certified_layer_sums(
     position: int | None = None,
     together: bool = False,
 ) -> list[tuple[LayerSum, ...]]:
-    """Each prompt's layer scores (Eq. 9, right), a `LayerSum` a layer, to `tolerance` nats.
+    """Each prompt's layer scores (Eq. 9, right), a `LayerSum` a layer, to `tolerance` nats or as near as
+    float64 comes.
 
     together: one result for all prompts, by the sum of their scores.
     """
@@ -478,7 +504,7 @@ def _boards(
     each = (
         len(prompts)
         if together
-        else max(1, ROOM // (8 * lm.n_layers * (len(lm.unembedding) + 4 * lm.n_neurons)))
+        else max(1, ROOM // (32 * lm.n_layers * (len(lm.unembedding) + lm.n_neurons)))
     )
     for first in range(0, len(prompts), each):
         some, wanted = prompts[first : first + each], answers[first : first + each]

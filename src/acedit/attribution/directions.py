@@ -9,6 +9,7 @@ Footgun: the scales of the norms and the coefficient belong to a prompt and mult
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -60,14 +61,18 @@ def rounding(d_model: int, dtype: torch.dtype) -> float:
 
 
 @contextmanager
-def whole_products() -> Iterator[None]:
-    """Float32 products in float32 while inside, whatever the process allows (TF32, bf16)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+def whole_products(device: torch.device) -> Iterator[None]:
+    """Float32 products in float32 while inside, whatever the process allows (TF32, bf16, autocast)."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul"))  # noqa: B009
+    before = [backend.fp32_precision for backend in backends]
     try:
-        yield
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def refuse_other(lm: LanguageModel, fingerprint: str, what: str) -> None:

@@ -12,6 +12,7 @@ Energies are rounded up by the most that arithmetic can be off. Kept on disk, a 
 Footguns: of the unedited weights; a patched model is refused. Head biases are no neuron's.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -28,19 +29,21 @@ from acedit.attribution.directions import (
     rounding,
     whole_products,
 )
+from acedit.errors import UserError
 from acedit.lm.cache import default_cache, keep, kept
 from acedit.lm.model import LanguageModel
 
 TILE = 256  # tokens whose products are summed in float32; few, since that sum's rounding grows with them
-ROUND = 1e-6  # relative; more than lengths lose by being taken in float64 of numbers rounded to float32
+ROUND = 1e-6  # relative; more than lengths and sums lose that are taken in float64 of numbers in float32
+FORM = 2  # what is kept, and how it is worked out: part of where it is kept
 
 
 @dataclass(frozen=True)
 class Spread:
-    """What is known of a model's logits by neuron, and of W_U's rows e_t, each rounded up.
+    """What is known of a model's logits by neuron, and of W_U's rows e_t.
 
-    energy: Σ_t (a_t − ā)². reach: at least the largest |a_t − ā|. mean: ē (float64). longest: the largest
-    length of a row e_t.
+    mean: ē, the mean row (float64). energy: Σ_t (a_t − ā)², ā being ē's logit, and a little more. reach: at
+    least the largest |a_t − ā|. longest: at least the largest length of a row. fingerprint: the model's.
     """
 
     energy: Float[Tensor, "layers n_neurons"]
@@ -69,17 +72,22 @@ def measure_spread(
     patched model or weights that are not finite.
     """
     lm.refuse_patched("the spread of logits")
-    folder = (cache_dir or default_cache()) / "spread" / lm.fingerprint[:32]
-    rows = _kept(folder / "unembedding.safetensors", {"mean", "longest", "widest"}, lambda: _rows(lm))
+    folder = (cache_dir or default_cache()) / "spread" / f"{FORM}-{lm.fingerprint[:32]}"
+    rows = _kept(
+        folder / "unembedding.safetensors", {"mean", "longest", "widest"}, lm.device, lambda: _rows(lm)
+    )
     mean = rows["mean"].to(lm.device)
-    gram = cache(lambda: _gram(lm, mean))
+    widest = float(rows["widest"])
+    unit = 2.0 ** math.frexp(widest)[1]
+    gram = cache(lambda: _gram(lm, mean, unit))
     layers = []
     for layer in range(lm.n_layers):
         layers.append(
             _kept(
                 folder / f"{layer}.safetensors",
                 {"energy", "reach"},
-                partial(_layer, lm, layer, gram, float(rows["widest"])),
+                lm.device,
+                partial(_layer, lm, layer, gram, unit, widest),
             )
         )
         if progress is not None:
@@ -88,10 +96,12 @@ def measure_spread(
     return Spread(energy.to(lm.device), reach.to(lm.device), mean, float(rows["longest"]), lm.fingerprint)
 
 
-def _kept(path: Path, names: set[str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def _kept(
+    path: Path, names: set[str], device: torch.device, make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
     found = kept(path)
     if found is None or set(found) != names:
-        with whole_products():
+        with whole_products(device):
             found = {name: tensor.cpu() for name, tensor in make().items()}
         keep(path, found)
     return found
@@ -108,24 +118,36 @@ def _rows(lm: LanguageModel) -> dict[str, Tensor]:
     return {"mean": mean, "longest": longest * (1 + ROUND), "widest": widest * (1 + ROUND)}
 
 
-def _gram(lm: LanguageModel, mean: Float[Tensor, " d_model"]) -> Float[Tensor, "d_model d_model"]:
-    """G in float64: products of a tile's rows in working precision, tiles summed whole."""
+def _gram(
+    lm: LanguageModel, mean: Float[Tensor, " d_model"], unit: float
+) -> Float[Tensor, "d_model d_model"]:
+    """G / unit² in float64: products of a tile's rows in working precision, tiles summed whole.
+
+    unit: about the length of the longest row, so that products neither vanish nor overflow.
+    """
     gram = torch.zeros(lm.d_model, lm.d_model, dtype=torch.float64, device=lm.device)
     for tile in lm.unembedding.split(TILE):
-        centred = (tile.double() - mean).to(lm.wide)
+        centred = ((tile.double() - mean) / unit).to(lm.wide)
         gram += centred.T @ centred
     return gram
 
 
-def _layer(lm: LanguageModel, layer: int, gram_of: Callable[[], Tensor], widest: float) -> dict[str, Tensor]:
+def _layer(
+    lm: LanguageModel, layer: int, gram_of: Callable[[], Tensor], unit: float, widest: float
+) -> dict[str, Tensor]:
     """vᵀ G v of a layer's neurons and what rounding may have taken from it; |v| · widest, or its root.
 
     A tile's entries of G are off by at most rounding(TILE) Σ_t |e_ti e_tj|, so vᵀ G v by that times
-    |v|² tr G; the product with G by rounding(d_model) |v|² ‖G‖_F. ROUND is for ē, which is a sum itself.
+    |v|² tr G; the product with G by rounding(d_model) |v|² ‖G‖_F.
     """
-    gram, directions = gram_of(), neuron_directions(lm, layer, dtype=lm.wide)
+    gram, whole = gram_of(), neuron_directions(lm, layer, dtype=torch.float64)
+    length = whole.norm(dim=1)
+    # Of length about one, as the rows are, so that no square of a float32 vanishes or overflows.
+    scale = length.clamp(min=torch.finfo(torch.float64).tiny)
+    directions = (whole / scale[:, None]).to(lm.wide)
     energy = ((directions @ gram.to(directions)) * directions).sum(1, dtype=torch.float64)
-    square = directions.double().square().sum(1)
     off = rounding(TILE, lm.wide) * gram.trace() + rounding(lm.d_model, lm.wide) * gram.norm()
-    energy = (energy + off * square) * (1 + ROUND)
-    return {"energy": energy, "reach": torch.minimum(square.sqrt() * widest, energy.sqrt()) * (1 + ROUND)}
+    root = (energy + off).sqrt() * length * (unit * (1 + ROUND))
+    if not bool(torch.isfinite(root).all()):
+        raise UserError(f"layer {layer}: the logits of its neurons overflow")
+    return {"energy": root.square(), "reach": torch.minimum(length * widest, root) * (1 + ROUND)}
