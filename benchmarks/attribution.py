@@ -19,6 +19,7 @@ peaked. The prompts are the bundled tokenizer's, so the vocabulary has at least 
 import argparse
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -134,36 +135,49 @@ def clock(work: object, repeats: int, device: str) -> tuple[float, object]:
     return median(times), result
 
 
-def against(
-    lm: LanguageModel, picked: list[int], found: list[tuple[Certified, ...]], k: int, args: argparse.Namespace
-) -> dict[str, float]:
-    """The two other ways on the picked layers: their times, memory, and what they agree on with `found`."""
-    units = min(args.reference_prompts, len(PROMPTS))
-    before = reset_peak()
-    slow, scores = clock(lambda: textbook(lm, picked, units), 1, args.device)
-    slow_peak = status("VmHWM") - before
-    quick, approximate = clock(lambda: gradient(lm, picked, units), 1, args.device)
-    same = overlap = 0
-    apart = 0.0
-    rank = []
-    for (layer, i), exact in scores.items():  # type: ignore[attr-defined]
-        mine = [n.index for n in found[i][layer].neurons]
-        best = exact.topk(k)
-        same += mine == best.indices.tolist()
-        apart = max(apart, float((exact[mine] - best.values).abs().max()))
-        other = approximate[layer, i]  # type: ignore[index]
-        overlap += len(set(other.topk(k).indices.tolist()) & set(mine))
-        rank.append(spearman(other, exact))
-    return {
-        "textbook_s": slow / len(picked) / units,
-        "same_order": same,
-        "compared": len(rank),
-        "apart_nats": apart,
-        "gradient_s": quick / len(picked) / units,
-        "gradient_overlap": overlap / k / len(rank),
-        "gradient_spearman": sum(rank) / len(rank),
-        "peak_mib_textbook": slow_peak / 1024,
-    }
+@dataclass(frozen=True)
+class Others:
+    """Both other ways on some layers and prompts: their scores and their seconds a layer and prompt."""
+
+    textbook: dict[tuple[int, int], Tensor]
+    textbook_s: float
+    textbook_peak: int  # KiB
+    gradient: dict[tuple[int, int], Tensor]
+    gradient_s: float
+
+    @classmethod
+    def of(cls, lm: LanguageModel, picked: list[int], units: int, device: str) -> "Others":
+        before = reset_peak()
+        slow, scores = clock(lambda: textbook(lm, picked, units), 1, device)
+        peak = status("VmHWM") - before
+        quick, approximate = clock(lambda: gradient(lm, picked, units), 1, device)
+        each = len(picked) * units
+        return cls(scores, slow / each, peak, approximate, quick / each)  # type: ignore[arg-type]
+
+    def beside(self, found: list[tuple[Certified, ...]], k: int, certified_s: float) -> dict[str, float]:
+        """What they take and agree on, against what was `found` in `certified_s`."""
+        same = overlap = 0
+        apart = 0.0
+        rank = []
+        for (layer, i), exact in self.textbook.items():
+            mine = [n.index for n in found[i][layer].neurons]
+            best = exact.topk(k)
+            same += mine == best.indices.tolist()
+            apart = max(apart, float((exact[mine] - best.values).abs().max()))
+            other = self.gradient[layer, i]
+            overlap += len(set(other.topk(k).indices.tolist()) & set(mine))
+            rank.append(spearman(other, exact))
+        return {
+            "textbook_s": self.textbook_s,
+            "ratio": self.textbook_s / certified_s,
+            "same_order": same,
+            "compared": len(rank),
+            "apart_nats": apart,
+            "gradient_s": self.gradient_s,
+            "gradient_overlap": overlap / k / len(rank),
+            "gradient_spearman": sum(rank) / len(rank),
+            "peak_mib_textbook": self.textbook_peak / 1024,
+        }
 
 
 @torch.no_grad()
@@ -193,31 +207,35 @@ def main() -> None:
         round(i * (args.layers - 1) / max(1, args.reference_layers - 1)) for i in range(args.reference_layers)
     ]
     units = len(PROMPTS)
-    rows = []
+    rows, results = [], []
     for k in args.k:
         before = reset_peak()
         fast, found = clock(
             lambda k=k: certified_top(lm, PROMPTS, ANSWERS, k=k, spread=spread), args.repeats, args.device
         )
-        fast_peak = status("VmHWM") - before
-        row = {
-            "vocab": args.vocab, "neurons": args.neurons, "d_model": args.d_model, "layers": args.layers,
-            "prompts": units, "dtype": args.dtype, "device": args.device, "sharp": args.sharp, "k": k,
-            "certified_s": fast / args.layers / units,
-            "rescored": sum(part.rescored for parts in found for part in parts) / units / args.layers,  # type: ignore[attr-defined]
-            "spread_s": spread_time,
-            "peak_mib_certified": fast_peak / 1024, "peak_mib_process": status("VmHWM") / 1024,
-        }  # fmt: skip
-        if picked:
-            row |= against(lm, picked, found, k, args)  # type: ignore[arg-type]
-            row["ratio"] = row["textbook_s"] / row["certified_s"]
-            saved = row["textbook_s"] - row["certified_s"]
-            row["break_even_prompts"] = spread_time / max(1e-9, saved * args.layers)
-        rows.append(row)
-        print(json.dumps(rows[-1]))
+        results.append(found)
+        rows.append(
+            {
+                "vocab": args.vocab, "neurons": args.neurons, "d_model": args.d_model, "layers": args.layers,
+                "prompts": units, "dtype": args.dtype, "device": args.device, "sharp": args.sharp, "k": k,
+                "certified_s": fast / args.layers / units,
+                "rescored": sum(p.rescored for parts in found for p in parts) / units / args.layers,  # type: ignore[attr-defined]
+                "spread_s": spread_time,
+                "peak_mib_certified": (status("VmHWM") - before) / 1024,
+                "peak_mib_process": status("VmHWM") / 1024,
+            }
+        )  # fmt: skip
+    if picked:
+        others = Others.of(lm, picked, min(args.reference_prompts, units), args.device)
+        for row, found in zip(rows, results, strict=True):
+            row |= others.beside(found, row["k"], row["certified_s"])  # type: ignore[arg-type]
+            saved = (row["textbook_s"] - row["certified_s"]) * args.layers
+            row["break_even_prompts"] = spread_time / max(1e-9, saved)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    print(lines, end="")
     if args.out:
         with Path(args.out).open("a") as f:
-            f.writelines(json.dumps(row) + "\n" for row in rows)
+            f.write(lines)
 
 
 if __name__ == "__main__":

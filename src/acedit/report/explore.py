@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from acedit.attribution.atlas import Atlas, build_atlas
 from acedit.attribution.certified import certified_top
 from acedit.attribution.layers import signs, token_scores
 from acedit.attribution.query import query_scores
-from acedit.attribution.value import Neuron, layer_scores, top_neurons
+from acedit.attribution.value import Neuron, layer_scores, top_neurons, top_tokens
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import trace
 from acedit.report.charts import Chart, chart
@@ -28,7 +27,6 @@ TOKENS = 5
 
 def explore(lm: LanguageModel, prompt: str, answer: str) -> list[Chart]:
     """The charts of one prompt and its answer. Raises UserError as `value.readings` does."""
-    atlas = build_atlas(lm)
     k = min(VALUE, lm.n_layers * lm.n_neurons)
     ((best,),) = certified_top(lm, [prompt], [answer], k=k, scope="model")
     named = f"{prompt} … {answer}"
@@ -43,7 +41,7 @@ def explore(lm: LanguageModel, prompt: str, answer: str) -> list[Chart]:
             "Query neurons and the value neurons they feed",
             "A line is a query neuron (square) that raises the coefficient of a value neuron (circle) above "
             "it (Eq. 10), the wider the more.",
-            _links(lm, prompt, best.neurons, atlas, named),
+            _links(lm, prompt, best.neurons, named),
         ),
         Chart(
             "Heads",
@@ -99,9 +97,7 @@ def _heads(lm: LanguageModel, prompt: str, answer: str, named: str) -> dict[str,
     )
 
 
-def _links(
-    lm: LanguageModel, prompt: str, value: Sequence[Neuron], atlas: Atlas, named: str
-) -> dict[str, Any]:
+def _links(lm: LanguageModel, prompt: str, value: Sequence[Neuron], named: str) -> dict[str, Any]:
     sign = signs(lm, [prompt])
     links: list[dict[str, Any]] = []
     nodes: dict[tuple[str, int, int], dict[str, Any]] = {}
@@ -112,7 +108,7 @@ def _links(
         if place not in nodes:
             rank[neuron.layer] = rank.get(neuron.layer, -1) + 1
             spin = float(sign[neuron.layer, neuron.index])
-            tokens = atlas.top_tokens(lm, neuron.layer, neuron.index, sign=spin)[:TOKENS]
+            tokens = top_tokens(lm, neuron.layer, neuron.index, sign=spin, k=TOKENS)
             nodes[place] = {
                 "layer": neuron.layer,
                 "slot": rank[neuron.layer],
