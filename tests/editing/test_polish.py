@@ -83,8 +83,8 @@ def test_a_shift_is_held_small_at_the_subject(model: LanguageModel) -> None:
     """The prompts are learned with less written at the subject's own token."""
     batches = split(model, prompts())
 
-    def after(shift: float) -> tuple[float, float]:
-        settings = Polish(steps=60, lr=2e-2, shift=shift)
+    def after(shift: float, unfelt: float = 0.0) -> tuple[float, float]:
+        settings = Polish(steps=60, lr=2e-2, shift=shift, unfelt=unfelt)
         done = polish(model, zero(model), batches, (), settings, seed=0)
         delta, written, loss = done[0].delta, 0.0, 0.0
         for batch in batches:
@@ -97,6 +97,8 @@ def test_a_shift_is_held_small_at_the_subject(model: LanguageModel) -> None:
 
     (free, free_loss), (held, held_loss), before = after(0.0), after(0.3), after(1e4)
     assert held < 0.7 * free
+    assert 1.1 * held < after(0.3, unfelt=1.0)[0] < 0.9 * free
+    assert after(0.3, unfelt=1e4) == (free, free_loss)
     assert max(free_loss, held_loss) < before[1] - 1.0
 
 

@@ -40,12 +40,13 @@ class Polish:
     along keys that are to be preserved, "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
     α = 2·rank). near: weight in P of the keys of kin (other subjects that are held), against the text's; 0
     leaves P to the text. lr is Adam's. replay: weight of the KL (nats a token) from the unedited model on
-    what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the layers) at each row's subject token,
-    which keeps what else is known of a subject from being drowned there. rows: a step, half of each sort
-    where both have so many. screen: draw those that are wrong first, and end when none is; without it all in
-    turn. passes: as many steps (but `LEAST`) as give so many looks at a prompt on average, and at most
-    1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps` and `rows` for any. stop: a prompt of the
-    edit is done below this NLL, drift: a kept one is unharmed below this KL (both nats a token).
+    what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the layers) beyond `unfelt`, at each row's
+    subject token, which keeps what else is known of a subject from being drowned there. rows: a step, half
+    of each sort where both have so many. screen: draw those that are wrong first, and end when none is;
+    without it all in turn. passes: as many steps (but `LEAST`) as give so many looks at a prompt on average,
+    and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps` and `rows` for any. stop: a
+    prompt of the edit is done below this NLL, drift: a kept one is unharmed below this KL (both nats a
+    token).
     """
 
     steps: int = 100
@@ -56,6 +57,7 @@ class Polish:
     near: float = 0.0
     replay: float = 1.0
     shift: float = 0.0
+    unfelt: float = 0.0
     rows: int = 64
     screen: bool = True
     stop: float = 0.05
@@ -143,7 +145,7 @@ def polish(
                 loss = settings.replay * each.sum() if kept else F.relu(each - settings.stop / 2).sum()
                 if written:
                     added, own = (torch.stack(column).sum(0) for column in zip(*written, strict=True))
-                    loss = loss + settings.shift * (added / own).sum()
+                    loss = loss + settings.shift * F.relu(added / own - settings.unfelt).sum()
                 (loss / sum(map(len, picked.values()))).backward()
             for one, delta in zip(moving, deltas, strict=True):
                 one.delta().backward(delta.grad)

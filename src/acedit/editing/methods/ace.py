@@ -4,9 +4,10 @@ The paper writes value layers on multi-hop prompts and query layers on single-ho
 `ace-closed` does that with our prompts, and a middle stage for facts with hops on both sides. `ace` keeps
 the prompts and the closed form's metric, and leaves the closed form: it moves the down projections by
 gradient in the space Δ·C^(1/2), where a step along keys that text uses much costs much (Eq. 11's first
-term), until every prompt is said and none that must stay has drifted. A change of what the FFNs write at the
-subject's own token is held small: what else is known of it would drown there. Started from the closed form
-it kept less (docs/decisions.md). `ace-query` and `ace-value` are `ace` with one stage's prompts alone.
+term), until every prompt is said and none that must stay has drifted. What the FFNs write at the subject's
+own token may change by a tenth (in square): beyond that what else is known of it drowns there. Started from
+the closed form it kept less (docs/decisions.md). `ace-query` and `ace-value` are `ace` with one stage's
+prompts alone.
 """
 
 from dataclasses import replace
@@ -24,7 +25,7 @@ ACE = Method(
     summary="all stages' prompts by gradient in the closed form's metric (ours)",
     layers="all",
     amounts=AMOUNTS,
-    polish=Polish(space="whitened", near=1.0, shift=3.0, passes=PASSES),
+    polish=Polish(space="whitened", near=1.0, shift=30.0, unfelt=0.1, passes=PASSES),
 )
 
 CLOSED = Method(
