@@ -17,6 +17,7 @@ Footguns: the atlas is of the unedited weights; a patched model is refused. Head
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from acedit.attribution.directions import (
     rounding,
     whole_products,
 )
-from acedit.lm.cache import default_cache, keep, kept
+from acedit.lm.cache import default_cache, kept_or_made
 from acedit.lm.model import LanguageModel
 
 TOKENS = 10  # top and bottom tokens kept a neuron
@@ -79,13 +80,9 @@ def build_atlas(
     longest = longest_row(lm)
     rows = []
     for layer in range(lm.n_layers):
-        path = folder / f"{layer}.safetensors"
-        found = kept(path)
-        if found is None or set(found) != {"high", "low", "top", "bottom"}:
-            with whole_products(lm.device):
-                found = _layer(lm, layer, longest, neuron_tile, token_tile)
-            keep(path, found)
-        rows.append(found)
+        make = partial(_layer, lm, layer, longest, neuron_tile, token_tile)
+        with whole_products(lm.device):
+            rows.append(kept_or_made(folder / f"{layer}.safetensors", {"high", "low", "top", "bottom"}, make))
         if progress is not None:
             progress(layer + 1, lm.n_layers)
     return Atlas(

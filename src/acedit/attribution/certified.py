@@ -394,20 +394,21 @@ def _base(
 ]:
     """p at h^{l-1} + A^l, a row a reading and layer; each neuron's scale c there; what float64 may have taken
     from c, as a share of it, and from scores by way of p's logits (nats, `DOUBT` at least)."""
-    last = t.residual[-1, at.row, at.position].double()
-    _finite(lm, last[:, None])
-    final = lm.freeze_norm(lm.final_norm, last[:, None])
-    stream = t.residual[:-1, at.row, at.position].double() + t.attention[:, at.row, at.position].double()
-    stream = stream.transpose(0, 1)
-    _finite(lm, stream)
-    start = final.apply(stream, bias=True).flatten(0, 1)
+    residual = t.residual[:, at.row, at.position].double()
+    # What overflows anywhere in a block is in the stream that leaves it.
+    finite = torch.isfinite(residual[1:]).all(-1).all(-1)
+    if not bool(finite.all()):
+        layer = int((~finite).nonzero()[0])
+        raise UserError(f"layer {layer}: the residual stream holds NaN or infinite numbers")
+    final = lm.freeze_norm(lm.final_norm, residual[-1, :, None])
+    stream = residual[:-1] + t.attention[:, at.row, at.position].double()
+    start = final.apply(stream.transpose(0, 1), bias=True).flatten(0, 1)
     logits = torch.cat([start @ tile.to(start).T for _, tile in _tiles(lm.unembedding)], dim=1)
     doubt = 4 * rounding(lm.d_model, torch.float64) * spread.longest * start.norm(dim=1)
     if lm.head_bias is not None:
         logits = logits + lm.head_bias.to(logits)
         doubt = doubt + 4 * torch.finfo(torch.float64).eps * float(lm.head_bias.abs().max())
     coefficients = t.coefficients[:, at.row, at.position].double().transpose(0, 1)
-    _finite(lm, coefficients)
     scale = coefficients * final.inverse_scale
     off = torch.zeros_like(scale[..., 0])
     for layer in range(lm.n_layers):
@@ -425,16 +426,6 @@ def _base(
     tokens = at.token.repeat_interleave(lm.n_layers)
     base = Base.of(lm.unembedding, logits.log_softmax(-1), tokens, spread.mean)
     return base, scale, off, doubt + DOUBT
-
-
-def _finite(lm: LanguageModel, stream: Float[Tensor, "readings layers width"]) -> None:
-    """Raises UserError where what was recorded is NaN or infinite."""
-    finite = torch.isfinite(stream).all(-1)
-    if not bool(finite.all()):
-        layer = int((~finite).nonzero()[0, 1]) if finite.shape[1] > 1 else lm.n_layers - 1
-        raise UserError(
-            f"layer {layer}: the residual stream or the FFN's coefficients hold NaN or infinite numbers"
-        )
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from acedit.attribution.directions import (
     whole_products,
 )
 from acedit.errors import UserError
-from acedit.lm.cache import default_cache, keep, kept
+from acedit.lm.cache import default_cache, kept_or_made
 from acedit.lm.model import LanguageModel
 
 TILE = 256  # tokens whose products are summed in float32; few, since that sum's rounding grows with them
@@ -73,38 +73,21 @@ def measure_spread(
     """
     lm.refuse_patched("the spread of logits")
     folder = (cache_dir or default_cache()) / "spread" / f"{FORM}-{lm.fingerprint[:32]}"
-    rows = _kept(
-        folder / "unembedding.safetensors", {"mean", "longest", "widest"}, lm.device, lambda: _rows(lm)
-    )
+    names = {"mean", "longest", "widest"}
+    rows = kept_or_made(folder / "unembedding.safetensors", names, lambda: _rows(lm))
     mean = rows["mean"].to(lm.device)
     widest = float(rows["widest"])
     unit = 2.0 ** math.frexp(widest)[1]
     gram = cache(lambda: _gram(lm, mean, unit))
     layers = []
     for layer in range(lm.n_layers):
-        layers.append(
-            _kept(
-                folder / f"{layer}.safetensors",
-                {"energy", "reach"},
-                lm.device,
-                partial(_layer, lm, layer, gram, unit, widest),
-            )
-        )
+        make = partial(_layer, lm, layer, gram, unit, widest)
+        with whole_products(lm.device):
+            layers.append(kept_or_made(folder / f"{layer}.safetensors", {"energy", "reach"}, make))
         if progress is not None:
             progress(layer + 1, lm.n_layers)
     energy, reach = (torch.stack([each[name] for each in layers]) for name in ("energy", "reach"))
     return Spread(energy.to(lm.device), reach.to(lm.device), mean, float(rows["longest"]), lm.fingerprint)
-
-
-def _kept(
-    path: Path, names: set[str], device: torch.device, make: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    found = kept(path)
-    if found is None or set(found) != names:
-        with whole_products(device):
-            found = {name: tensor.cpu() for name, tensor in make().items()}
-        keep(path, found)
-    return found
 
 
 def _rows(lm: LanguageModel) -> dict[str, Tensor]:
@@ -115,7 +98,7 @@ def _rows(lm: LanguageModel) -> dict[str, Tensor]:
     for tile in tiles:
         mean += tile.double().sum(0) / len(lm.unembedding)
     widest = torch.stack([(tile.double() - mean).norm(dim=1).max() for tile in tiles]).max()
-    return {"mean": mean, "longest": longest * (1 + ROUND), "widest": widest * (1 + ROUND)}
+    return {"mean": mean.cpu(), "longest": longest * (1 + ROUND), "widest": widest.cpu() * (1 + ROUND)}
 
 
 def _gram(
@@ -150,4 +133,5 @@ def _layer(
     root = (energy + off).sqrt() * length * (unit * (1 + ROUND))
     if not bool(torch.isfinite(root).all()):
         raise UserError(f"layer {layer}: the logits of its neurons overflow")
-    return {"energy": root.square(), "reach": torch.minimum(length * widest, root) * (1 + ROUND)}
+    reach = torch.minimum(length * widest, root) * (1 + ROUND)
+    return {"energy": root.square().cpu(), "reach": reach.cpu()}

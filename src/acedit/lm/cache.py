@@ -9,7 +9,7 @@ A file that is cut short counts as none; a folder that cannot be written costs t
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -38,6 +38,15 @@ def keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_tensors(path, tensors)
     except (OSError, SafetensorError):
         return
+
+
+def kept_or_made(path: Path, names: set[str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors in `path` if they are those `names`, else what `make` returns, now kept there."""
+    found = kept(path)
+    if found is None or set(found) != names:
+        found = make()
+        keep(path, found)
+    return found
 
 
 def save_tensors(
