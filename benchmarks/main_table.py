@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
@@ -20,14 +21,14 @@ import torch
 import acedit
 from acedit.benchmark.evaluate import run_method
 from acedit.benchmark.score import METRICS, Scorer, summarise
-from acedit.editing.methods import methods
+from acedit.editing.methods import Method, methods
 from acedit.knowledge.facts import cases_from
 from acedit.report.demo import facts_of
 from acedit.world.cases import make_cases
 from acedit.world.graph import build_world
 
 
-def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
+def rows_of(args: argparse.Namespace, chosen: Mapping[str, Method]) -> list[dict[str, object]]:
     out = Path(args.out)
     rows: list[dict[str, object]] = json.loads(out.read_text()) if out.exists() else []
     done = {json.dumps(row["settings"], sort_keys=True) for row in rows}
@@ -35,19 +36,18 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
     known = facts_of(build_world(), [])
     for seed in args.seeds:
         scorer = None
-        for method in args.methods:
-            whole = methods()[method]
-            chosen = replace(whole, amounts=replace(whole.amounts, left_out=args.left_out))
+        for name, whole in chosen.items():
+            method = replace(whole, amounts=replace(whole.amounts, left_out=args.left_out))
             settings = {
                 "model": lm.fingerprint,
-                "method": method,
+                "method": name,
                 "seed": seed,
                 "n": args.n,
                 "batch": args.batch,
                 "pool": args.pool,
                 "edits": args.edits,
                 "left_out": args.left_out,
-                "settings": asdict(chosen),
+                "settings": asdict(method),
             }
             settings = json.loads(json.dumps(settings))
             if json.dumps(settings, sort_keys=True) in done:
@@ -61,12 +61,12 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
                 lm,
                 cases,
                 scorer,
-                chosen,
+                method,
                 known=known,
                 batch=args.batch,
                 seed=seed,
-                progress=lambda done, of, method=method, seed=seed: print(
-                    f"\r{method} seed {seed}: {done}/{of} cases", end="", file=sys.stderr, flush=True
+                progress=lambda done, of, name=name, seed=seed: print(
+                    f"\r{name} seed {seed}: {done}/{of} cases", end="", file=sys.stderr, flush=True
                 ),
             )
             print(f", {perf_counter() - began:.0f} s", file=sys.stderr)
@@ -102,8 +102,8 @@ def table(rows: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--pool", default="dev", choices=("dev", "test"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -113,9 +113,15 @@ def main() -> None:
     parser.add_argument(
         "--left-out", type=float, default=0.0, help="share of second relations no prompt asks"
     )
-    parser.add_argument("--methods", nargs="+", default=["pmet", "ace", "ft-same"])
     parser.add_argument("--out", required=True)
-    print(table(rows_of(parser.parse_args())))
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--methods", nargs="+", default=["pmet", "ace", "ft-same"])
+    args = parser.parse_args()
+    print(table(rows_of(args, {name: methods()[name] for name in args.methods})))
 
 
 if __name__ == "__main__":

@@ -597,3 +597,53 @@ def test_a_reader_that_goes_away_is_no_error(model_dir: Path) -> None:
 def test_an_annotator_is_named_in_full(fails: Callable[..., str], model_dir: Path, tmp_path: Path) -> None:
     said = fails("study", "layers", "--model", model_dir, "--annotator", "gpt", "--out", tmp_path / "o")
     assert "give openai:MODEL or hf:MODEL" in said
+
+
+def test_outputs_do_not_fall_on_each_other(run: Run, tmp_path: Path) -> None:
+    same = str(tmp_path / "x.json")
+    code, _, said = run("world", "cases", "--n", "1", "--out", same, "--facts-out", same)
+    assert code == 2
+    assert "named for --facts-out and for out" in said
+    assert not Path(same).exists()
+    edits = tmp_path / "edits.json"
+    edits.write_text(json.dumps({"edits": EDITS, "relations": RELATIONS}), "utf-8")
+    before = edits.read_bytes()
+    code, _, said = run("edit", "bundled", edits, "--out", tmp_path / "p", "--json", edits)
+    assert code == 2
+    assert "and for edits" in said
+    assert edits.read_bytes() == before
+    code, _, said = run("edit", "bundled", edits, "--out", edits)
+    assert code == 2
+    assert "name a folder" in said
+
+
+def test_arguments_that_are_no_text_or_no_seed(run: Run) -> None:
+    code, _, said = run("ask", "bundled", "\udcff")
+    assert (code, said) == (2, "acedit: an argument is not UTF-8; write it anew\n")
+    code, _, said = run("world", "cases", "--seed", str(2**63), "--out", "x.json")
+    assert code == 2
+    assert "out of range" in said
+
+
+def test_a_device_that_is_not_there_is_one_line(run: Run) -> None:
+    code, _, said = run("ask", "bundled", "--device-map", "cuda:7", "hi")
+    assert code == 2
+    assert said.startswith("acedit: cannot load a model") and said.count("\n") == 1
+
+
+def test_a_tokenizer_of_another_model_is_one_line(run: Run, tmp_path: Path) -> None:
+    tiny_model("gpt2", vocab_size=40).save_pretrained(tmp_path)
+    code, _, said = run("ask", tmp_path, "hi")
+    assert code == 2 and said.count("\n") == 1
+    byte_tokenizer().save_pretrained(tmp_path)
+    code, _, said = run("ask", tmp_path, "hi")
+    assert code == 2
+    assert "give it its own tokenizer" in said
+
+
+def test_a_bench_of_which_nothing_came_says_so(run: Run, tmp_path: Path, model_dir: Path) -> None:
+    args = ("--n", "1", "--no-cot", "--methods", "base", "mend", "--out", tmp_path / "run")
+    code, out, said = run("bench", "--model", model_dir, *args)
+    assert code == 2
+    assert "nothing came of mend" in said
+    assert "1 failed" in out

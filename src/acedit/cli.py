@@ -34,14 +34,18 @@ ANNOTATED = 1000  # questions at most
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
+        if any("\ud800" <= sign <= "\udfff" for text in argv for sign in text):
+            raise UserError("an argument is not UTF-8; write it anew")
         args = _parser().parse_args(argv)
         with _notices(args.quiet):
             args.run(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the caller
+            sys.stdout.flush()
     except SystemExit as stop:  # argparse's way to end
         return int(stop.code or 0)
     except UserError as error:
@@ -76,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", metavar="FILE", help="write the result as JSON too (docs/json.md)")
     common.add_argument("--quiet", action="store_true", help="no progress and no notices")
     seeded = _Parser(add_help=False)
-    seeded.add_argument("--seed", type=whole(0), default=0, help="seed of everything drawn (default 0)")
+    seeded.add_argument(
+        "--seed", type=whole(0, 2**63 - 1), default=0, help="seed of everything drawn (default 0)"
+    )
     model_help = "'bundled', a folder of Hugging Face files, or a hub name"
     loading = _Parser(add_help=False)
     loading.add_argument("--dtype", help="float32, bfloat16, ...; the checkpoint's own if not given")
@@ -140,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     mend.add_argument(
         "--out", metavar="FILE", help="where it is written (default: where 'mend' looks for it)"
     )
-    mend.set_defaults(run=_mend)
+    mend.set_defaults(run=_mend, out_is_file=True)
 
     ask = commands.add_parser("ask", parents=[common, loading], help="ask a model, edited or not")
     ask.add_argument("model", metavar="MODEL", help=model_help)
@@ -231,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     cases.add_argument("--pool", choices=("dev", "test"), default="dev", help="chains drawn from (dev)")
     cases.add_argument("--position", choices=("explicit", "middle", "implicit"), help="only this position")
     cases.add_argument("--hops", type=whole(2, 4), help="only chains of so many hops")
-    cases.set_defaults(run=_world_cases)
+    cases.set_defaults(run=_world_cases, out_is_file=True)
     return parser
 
 
@@ -378,11 +384,24 @@ def _scored(path: str) -> tuple[set[str], set[str]]:
 
 
 def check_outputs(args: argparse.Namespace) -> None:
+    """Raises UserError where an output cannot be written, or would fall on another or on an input."""
     from acedit.report.files import check_writable
 
-    for name in ("json", "out", "page", "facts_out"):
-        if getattr(args, name, None):
-            check_writable(getattr(args, name))
+    taken = {
+        Path(getattr(args, name)).resolve(): name
+        for name in ("edits", "cases", "facts")
+        if isinstance(getattr(args, name, None), str)
+    }
+    for name in ("out", "json", "page", "facts_out"):
+        path = getattr(args, name, None)
+        if path is None:
+            continue
+        check_writable(path, folder=name == "out" and not getattr(args, "out_is_file", False))
+        other = taken.setdefault(Path(path).resolve(), name)
+        if other != name:
+            raise UserError(
+                f"{path}: is named for --{name.replace('_', '-')} and for {other}; name another file"
+            )
 
 
 def write_result(args: argparse.Namespace, command: str, **fields: Any) -> None:

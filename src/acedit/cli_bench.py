@@ -66,6 +66,7 @@ def add_bench(
                        help="also each method without its K most important query layers")  # fmt: skip
     bench.add_argument("--skip-value", metavar="K", type=whole(1), nargs="+", default=[],
                        help="also each method without its K most important value layers")  # fmt: skip
+    bench.add_argument("--preset", metavar="NAME", default="", help="published layers and λ: gpt-j, qwen3-8b")
     bench.add_argument("--cot-prompts", action="store_true", help="prime every method's edit prompts (6.2)")
     bench.add_argument("--no-cot", action="store_true", help="direct answers only")
     bench.add_argument("--strict", action="store_true", help="leave out cases with a known fault")
@@ -95,7 +96,7 @@ def add_bench(
     )
     export.add_argument("folder", metavar="RUN")
     export.add_argument("--out", metavar="FILE", required=True, help="name ends in .csv or .parquet")
-    export.set_defaults(run=_bench_export)
+    export.set_defaults(run=_bench_export, out_is_file=True)
 
 
 def _at_once(text: str) -> int | None:
@@ -117,6 +118,7 @@ def _bench(args: argparse.Namespace) -> None:
     from acedit.benchmark.leak import LeakError
     from acedit.benchmark.store import Store
     from acedit.editing.methods import method
+    from acedit.editing.presets import preset
 
     if not args.out:
         raise UserError("--out is missing: name a folder for the run")
@@ -134,6 +136,8 @@ def _bench(args: argparse.Namespace) -> None:
             chosen += [plain.skipping(value=k) for k in args.skip_value]
     if args.dtype is not None:
         known_dtype(args.dtype)
+    if args.preset:
+        preset(args.preset)
     progress = Progress(args.quiet)
     progress.say("reading the cases")
     cases, known = _bench_cases(args)
@@ -145,6 +149,7 @@ def _bench(args: argparse.Namespace) -> None:
         cot=not args.no_cot,
         threads=args.threads,
         known=tuple(known),
+        preset=args.preset,
     )
     try:
         report = runner.run(
@@ -179,6 +184,10 @@ def _bench(args: argparse.Namespace) -> None:
         faults=[vars(fault) for fault in report.faults],
         tables=_table_rows(found),
     )
+    lost = {unit.method: error for unit, error in reversed(report.failed)}
+    empty = [name for name in lost if all(unit.method != name for unit, _ in rows.units)]
+    if empty:
+        raise UserError(f"nothing came of {empty[0]}, each of its units failed; the first: {lost[empty[0]]}")
 
 
 def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCase], list[Fact]]":
@@ -246,6 +255,7 @@ def _bench_show(args: argparse.Namespace) -> None:
             f"Differences (% points): {best[-1]} less each other method",
             {name: rows.of(best[-1]) for name in against},
             {name: rows.of(m) for name, m in against.items()},
+            rows.cases,
         )
     for table in found.values():
         print(f"\n{table.title}\n" + _laid_out(table))
@@ -274,7 +284,7 @@ def _bench_tables(args: argparse.Namespace) -> None:
             "Scores after so many cases, edited one after the other",
             curve,
             {"type": "line", "point": True},
-            x={"field": "edits", "type": "quantitative"},
+            x={"field": "cases", "type": "quantitative"},
             y={"field": "value", "type": "quantitative"},
             color={"field": "method", "type": "nominal"},
             facet={"field": "metric", "type": "nominal", "columns": 3},
@@ -311,6 +321,7 @@ def _bench_compare(args: argparse.Namespace) -> None:
         f"{args.folder} less {args.other} (% points)",
         {m: [r for r in one.of(m, step) if r.case in alike] for m in shared},
         {m: [r for r in two.of(m, step) if r.case in alike] for m in shared},
+        one.cases,
     )
     print(table.title + "\n" + _laid_out(table))
     write_result(

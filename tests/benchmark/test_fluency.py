@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from acedit.benchmark.fluency import TOKENS, perplexity, wikitext
+from acedit.benchmark.fluency import TOKENS, perplexity
+from acedit.knowledge.prose import wikitext
 from acedit.lm.model import LanguageModel
 from tests.tiny import byte_tokenizer, tiny_lm, tiny_model
 

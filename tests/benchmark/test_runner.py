@@ -46,6 +46,19 @@ def whole(job: Job, cases: list[Case], lm: LanguageModel, tmp_path_factory: pyte
     return folder
 
 
+def test_a_preset_is_for_its_own_model(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path
+) -> None:
+    published = replace(job, preset="gpt-j")
+    with pytest.raises(UserError, match="preset 'gpt-j' is for 28 layers"):
+        run(published, cases, METHODS, folder=tmp_path, lm=lm)
+    plain, with_preset = (
+        items_of(one, lm.fingerprint, [tuple(cases)], METHODS, at_once=None) for one in (job, published)
+    )
+    keys = [(a.units[0].key == b.units[0].key) for a, b in zip(plain, with_preset, strict=True)]
+    assert keys == [True, False]  # base has no layers to choose
+
+
 def printed(folder: Path) -> str:
     """Every table of a run, without costs."""
     return "".join(map(tables.markdown, tables.all_tables(tables.load(Store.read(folder))).values()))

@@ -6,7 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from acedit.benchmark.score import METRICS, Record, Scorer, interval, matches, normalise, summarise
+from acedit.benchmark.score import (
+    METRICS,
+    Record,
+    Scorer,
+    _neighbours,
+    interval,
+    matches,
+    normalise,
+    summarise,
+)
 from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.errors import UserError
 from acedit.knowledge.facts import cases_from
@@ -71,11 +80,24 @@ def test_the_interval_covers_and_resamples_cases() -> None:
     assert interval(alone, seed=0)[1] - interval(alone, seed=0)[0] < high - low
 
 
+@pytest.mark.parametrize("n", [1, 4, 100])
+def test_an_interval_over_cases_that_agree_is_exact(n: int) -> None:
+    """So many of a share p would all be right, or all wrong, once in forty times."""
+    right = [Record("cot", str(i), 1.0, 1.0) for i in range(n)]
+    low, high = interval(right, seed=0)
+    assert (low**n, high) == (pytest.approx(0.025), 1.0)
+    wrong = [replace(record, right=0.0) for record in right]
+    assert interval(wrong, seed=0) == (0.0, pytest.approx(1 - low))
+    twice = [*right, *right]
+    assert interval(twice, seed=0) == (low, high)
+
+
 class Oracle(LanguageModel):
     """Answers from a table; stands for a language model."""
 
     def __init__(self, said: dict[str, str]) -> None:
         self.said = said
+        self.model = torch.nn.Identity()
 
     def generate(self, texts: list[str], **_: object) -> list[str]:  # type: ignore[override]
         return [next((a for q, a in self.said.items() if q in t[-400:]), " nothing") for t in texts]
@@ -111,6 +133,15 @@ def test_only_cases_the_model_knew_count() -> None:
     again = summarise(scorer.score(range(6)))
     assert again["direct"]["value"] == 1.0
     assert again["direct"]["questions"] < 1.0
+
+
+def test_without_known_facts_other_cases_are_neighbours(lm: LanguageModel) -> None:
+    cases = cases_from(make_cases(build_world(), seed=0, n=24))
+    alone = list(_neighbours(cases[:1], (), (), 0))
+    beside = list(_neighbours(cases[:1], (), cases, 0))
+    assert len(beside) > len(alone)
+    known = {a for case in cases for fact in (*case.before.facts, *case.after.facts) for a in (fact.object,)}
+    assert {probe.answers[0] for probe in beside} <= known
 
 
 def test_no_cases_is_one_line(lm: LanguageModel) -> None:

@@ -42,8 +42,8 @@ def test_table_2_is_over_the_subset_by_number_of_edits() -> None:
     ((name, mean, one, two, four, *paper),) = table.rows
     assert name == "ace"
     assert mean.startswith("66.7") and mean.endswith("(3)")
-    assert one == "100.0 [100.0, 100.0] (2)"
-    assert two == "0.0 [0.0, 0.0] (1)"
+    assert one == "100.0 [15.8, 100.0] (2)"
+    assert two == "0.0 [0.0, 97.5] (1)"
     assert four == "–"
     assert paper == ["46.45 / 58.24", "45.26 / 60.22", "50.24 / 59.48", "43.29 / 47.61"]
     assert table.head[1:5] == ("avg.", "1-edit", "2-edit", "4-edit")
@@ -98,6 +98,35 @@ def test_a_paired_difference_is_over_shared_cases_that_pass() -> None:
     assert tables.paired(ours, [])["n"] == 0
 
 
+def test_a_paired_mean_is_the_mean_of_paired_differences() -> None:
+    parts = [
+        (asked("efficacy", "1111"), asked("efficacy", "1100")),
+        (asked("paraphrase", "1010"), asked("paraphrase", "1010")),
+    ]
+    row = tables.paired_mean(parts)
+    assert row["value"] == pytest.approx(sum(tables.paired(*part)["value"] for part in parts) / 2)
+    assert 0 <= row["low"] < row["value"] < row["high"] <= 0.5
+    assert tables.paired_mean([parts[0], (parts[1][0], [])])["n"] == 0
+
+
+def test_a_comparison_is_paired_by_number_of_edits_too() -> None:
+    made = rows(ace=ACE, pmet=SKIPPED)
+    table = tables.comparison("A", {"x": made.of("ace")}, {"x": made.of("pmet")}, made.cases)
+    (cells,) = (dict(zip(table.head, row, strict=True)) for row in table.rows)
+    assert cells["efficacy"].startswith("+50.0")
+    assert cells["subset"].startswith("+33.3")
+    assert cells["subset, 1-edit"].startswith("+50.0")
+    assert cells["subset, 2-edit"].startswith("+0.0")
+    assert cells["mean of the three"] == "–"  # one of them was not asked
+
+
+def test_tables_say_how_many_facts_are_in_at_once() -> None:
+    alone = rows(ace=ACE)
+    assert "each case edited by itself, as in the paper" in tables.table2(alone).notes
+    units = tuple((replace(unit, at_once=4), replace(o, facts=9)) for unit, o in alone.units)
+    assert tables.table3(replace(alone, units=units)).notes[1].startswith("9 facts are in the model")
+
+
 def test_every_form_holds_every_cell_escaped() -> None:
     table = tables.Table("A & B (%)", ("editor", "x_1"), (("<ace>", "1 | 2 ↓"),), ("50% & more",))
     assert "| <ace> | 1 \\| 2 ↓ |" in tables.markdown(table)
@@ -122,3 +151,10 @@ def test_runs_of_other_methods_make_one_table() -> None:
     fewer = {id: case for id, case in whole.cases.items() if id != "d"}
     with pytest.raises(UserError, match="a and b are not of the same cases"):
         tables.joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), cases=fewer)})
+    with pytest.raises(UserError, match="not of the same model"):
+        tables.joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), fingerprint="another")})
+    with pytest.raises(UserError, match="not of the same seed"):
+        tables.joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), seed=1)})
+    units = tuple((replace(unit, at_once=4), o) for unit, o in rows(ace=ACE).units)
+    with pytest.raises(UserError, match="not of the same number of cases at once"):
+        tables.joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), units=units)})

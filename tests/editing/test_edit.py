@@ -9,13 +9,14 @@ import torch
 
 from acedit.attribution.plan import Plan
 from acedit.editing.batch import Batch
-from acedit.editing.edit import edit, own_answers
+from acedit.editing.edit import TOKENS_A_NEURON, edit, own_answers, text_of
 from acedit.editing.keys import keys_at
 from acedit.editing.methods import Method, method, methods
 from acedit.editing.patch import Patch
 from acedit.errors import UserError
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit, Fact
+from acedit.knowledge.prose import prose, wikitext
 from acedit.knowledge.relations import mquake
 from acedit.lm.model import LanguageModel
 from tests.tiny import tiny_lm
@@ -110,6 +111,35 @@ def test_without_known_facts_it_says_so_and_does_what_it_can(
     assert now < was - 0.1
 
 
+@pytest.mark.parametrize("name", ["rome", "memit", "pmet", "ifmet", "emmet", "ace-paper"])
+def test_closed_forms_have_a_text_without_known_facts(name: str, tmp_path: Path) -> None:
+    """Of one edit's own prompts C would have no inverse."""
+    lm = tiny_lm("qwen3")
+    patch = edit(lm, EDITS[:1], method=name, plan=PLAN, cache_dir=tmp_path)
+    assert all(bool(u.delta().isfinite().all()) and float(u.delta().norm()) > 0 for u in patch.updates)
+    assert prose()[0] in text_of(lm, ())
+    tokens = sum(len(lm.token_ids(text)) for text in text_of(lm, ()))
+    assert TOKENS_A_NEURON * lm.n_neurons <= tokens
+    assert not any(text in wikitext() for text in text_of(lm, ()))
+
+
+def test_an_edit_whose_wordings_all_score_it_is_refused(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    relation = replace(R["P27"], prompts=R["P27"].prompts[:1], questions=())
+    one = Edit("Bo Ray", relation, "Chile", "Peru")
+    said = one.prompt.format("Bo Ray")
+    for name in ("ace", "memit", "kn"):
+        with pytest.raises(UserError, match="every wording of the edit 'Bo Ray"):
+            edit(lm, [one], known=KNOWN, method=name, plan=PLAN, cache_dir=tmp_path, avoid={said})
+
+
+def test_an_edit_that_comes_out_nan_is_refused(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    lm.down_weight(1).data[0, 0] = float("nan")
+    with pytest.raises(UserError, match="are the model's weights whole"):
+        edit(lm, EDITS, known=KNOWN, method=short("lora"), plan=PLAN, cache_dir=tmp_path)
+
+
 def test_the_model_is_unchanged_when_it_raises(tmp_path: Path) -> None:
     lm = tiny_lm("qwen3")
     before = weights(lm)
@@ -155,10 +185,10 @@ def test_every_stage_is_written(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["pmet", "emmet", "alphaedit"])
 def test_a_short_text_is_enough_or_says_so(name: str, tmp_path: Path) -> None:
-    """Without known facts the covariance spans few keys; an edit, or one clear line."""
+    """The covariance of a sentence spans few keys; an edit, or one clear line."""
     lm = tiny_lm("qwen3", intermediate_size=400)
     try:
-        edit(lm, EDITS[:1], method=name, plan=PLAN, cache_dir=tmp_path)
+        edit(lm, EDITS[:1], method=name, plan=PLAN, cache_dir=tmp_path, text=["Lima is by the sea."])
     except UserError as error:
         assert "\n" not in str(error)
 
@@ -222,6 +252,11 @@ def test_skipped_layers_are_the_most_important_ones(tmp_path: Path) -> None:
         layers(short("ft").skipping(query=1))
     with pytest.raises(UserError, match="no layers of its own"):
         method("kn").skipping(query=1)
+    for name in ("memit", "ft", "alphaedit"):
+        with pytest.raises(UserError, match="writes no value layers"):
+            method(name).skipping(value=1)
+    with pytest.raises(UserError, match="no edit prompts to prime"):
+        method("ike").with_cot_prompts()
 
 
 def test_primed_prompts_need_room_for_the_shots(tmp_path: Path) -> None:

@@ -52,6 +52,27 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def test_patches_are_of_the_model_whatever_wraps_it() -> None:
+    one = tiny_lm("qwen3")
+    before, patch = weights(one), patch_for(one)
+    patch.apply(one)
+    other = LanguageModel(one.model, one.tokenizer)
+    assert other.fingerprint == one.fingerprint
+    with pytest.raises(UserError, match="is on already"):
+        patch.apply(other)
+    patch.remove(other)
+    assert same(weights(one), before)
+    with pytest.raises(UserError, match="not on this model"):
+        patch.remove(one)
+
+
+def test_scores_that_are_no_numbers_are_null_on_disk(tmp_path: Path) -> None:
+    patch = patch_for(tiny_lm("qwen3")).with_scores({"cot": {"value": float("nan"), "n": 0}})
+    patch.save(tmp_path)
+    assert "NaN" not in (tmp_path / "patch.json").read_text("utf-8")
+    assert Patch.load(tmp_path).scores == {"cot": {"value": None, "n": 0}}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_applies_and_comes_off(name: str, dtype: torch.dtype) -> None:

@@ -46,6 +46,16 @@ def test_polish_lowers_the_loss_and_leaves_weights(model: LanguageModel, space: 
         assert torch.equal(model.down_weight(layer), weight)
 
 
+def test_no_entry_moves_beyond_its_limit(model: LanguageModel) -> None:
+    batches = split(model, prompts())
+    size = float(model.down_weight(0).float().square().mean().sqrt())
+    free = polish(model, zero(model), batches, (), Polish(steps=40, lr=2e-2, replay=0.0), seed=0)
+    assert float(free[0].delta.abs().max()) > 0.5 * size
+    settings = Polish(steps=40, lr=2e-2, replay=0.0, limit=0.5)
+    (held,) = polish(model, zero(model), batches, (), settings, seed=0)
+    assert float(held.delta.abs().max()) == pytest.approx(0.5 * size, rel=1e-5)
+
+
 def zero(lm: LanguageModel) -> list[Update]:
     return [Update(0, torch.zeros(lm.d_model, 1), torch.zeros(1, lm.n_neurons))]
 

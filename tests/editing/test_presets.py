@@ -23,8 +23,9 @@ def test_a_preset_sets_layers_and_lambda() -> None:
     plan, chosen = preset("gpt-j").fitted(lm, method("ace-paper"))
     assert plan.checked(28).value_layers == (25, 26, 27)
     assert chosen.lam == pytest.approx(6000 / 16384)
-    with pytest.raises(UserError, match="takes no layers"):
-        preset("gpt-j").fitted(lm, method("ace"))
+    for name in ("ace", "rome", "ft"):
+        with pytest.raises(UserError, match="takes no layers"):
+            preset("gpt-j").fitted(lm, method(name))
 
 
 def test_an_unknown_preset_is_one_line() -> None:

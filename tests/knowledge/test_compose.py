@@ -200,28 +200,3 @@ def test_kin_are_asked_in_every_wording_and_in_frames(world: World, known: list[
     shared = Composer([edit] * 1 + edits_of(world)[1:4], known, amounts=Amounts(kin=8)).prompts()
     each = {p.edit: len({q.subject for q in shared if q.kind == "hold" and q.edit == p.edit}) for p in shared}
     assert max(each.values()) <= 8
-
-
-def test_kin_are_asked_after_what_else_they_have(world: World, known: list[Fact]) -> None:
-    edits = edits_of(world, 8)
-    away = min({f.subject for f in known if f.relation.id == edits[0].relation.id})
-    by_wording = {w: id for id, r in R.items() for w in (*r.prompts, *map(asked, r.questions))}
-
-    def facts(i: int, amount: int) -> list[tuple[str, str]]:
-        composer = Composer(edits, known, exclude={away}, amounts=Amounts(kin_facts=amount))
-        held = [p for p in composer.prompts() if p.kind == "hold" and p.edit == i]
-        return list(dict.fromkeys((p.subject, by_wording[p.template]) for p in held))
-
-    edited = {e.subject for e in edits}
-    for i, edit in enumerate(edits):
-        kin = {f.subject for f in known if f.relation.id == edit.relation.id} - edited - {edit.target, away}
-        every = facts(i, 8 * 1000)
-        assert every
-        for subject, relation in every:
-            assert subject in kin and relation != edit.relation.id and not reserved(subject, relation)
-        # Each relation in its turn, those of the new object first.
-        asked_after = {relation for _, relation in every}
-        has = {f.relation.id for f in known if f.subject == edit.target} & asked_after
-        assert {relation for _, relation in every[: len(has)]} == has
-        assert {relation for _, relation in every[: len(asked_after)]} == asked_after
-        assert facts(i, 16) == every[:2]

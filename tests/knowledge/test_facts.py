@@ -79,6 +79,20 @@ def test_identical_edits_merge_with_a_notice(tmp_path: Path, caplog: pytest.LogC
     assert "2 identical edits were merged" in caplog.text
 
 
+def test_edits_of_one_fact_keep_every_wording(tmp_path: Path) -> None:
+    words = ("{} is from", "{} has the passport of")
+    rows = [{"subject": "Bo Ray", "relation": "P27", "prompt": w, "target": "Chile"} for w in words]
+    (edit,) = read_edits(written(tmp_path, {"edits": rows}))
+    assert edit.relation.prompts == words
+    assert edit.prompt == words[0]
+
+
+def test_a_byte_order_mark_is_no_matter(tmp_path: Path) -> None:
+    path = tmp_path / "edits.json"
+    path.write_text(json.dumps(SMALL), "utf-8-sig")
+    assert read_edits(path) == read_edits(written(tmp_path, SMALL))
+
+
 @pytest.mark.parametrize(
     ("content", "field", "mend"),
     [
@@ -111,6 +125,22 @@ def test_identical_edits_merge_with_a_notice(tmp_path: Path, caplog: pytest.LogC
             "contradict",
             "keep one",
         ),
+        (
+            {
+                **SMALL,
+                "edits": [
+                    *SMALL["edits"],
+                    {"subject": "Bo Ray", "prompt": "{} is a citizen of", "target": "Spain"},
+                ],
+            },
+            "contradict",
+            "keep one",
+        ),
+        (changed(subject="std::{}"), "edits[0].subject", "a name cannot hold {}"),
+        (changed(question="Who?"), "edits[0].question", "a 'prompt' of its own"),
+        (changed(paraphrases="zzz"), "edits[0].paraphrases", "a 'prompt' of its own"),
+        ("[" * 100_000, "nested too deep", "JSON"),
+        ('{"edits": [' + "1" * 5000 + "]}", "too many digits", "JSON"),
     ],
 )
 def test_bad_files_get_one_clear_line(tmp_path: Path, content: Any, field: str, mend: str) -> None:

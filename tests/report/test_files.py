@@ -63,6 +63,26 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(UserError, match="not a folder"):
         check_writable(tmp_path / "file" / "x.json")
+    with pytest.raises(UserError, match="this is a file; name a folder"):
+        check_writable(tmp_path / "file", folder=True)
+    with pytest.raises(UserError, match="this is a folder; name a file"):
+        check_writable(tmp_path)
+    with pytest.raises(UserError, match="empty name"):
+        check_writable("")
     monkeypatch.setattr("acedit.report.files.os.access", lambda *_: False)
     with pytest.raises(UserError, match="no permission"):
         check_writable(tmp_path / "x.json")
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("old", "utf-8")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "there")
+    write_text(link, "new")
+    assert link.is_symlink() and (tmp_path / "there").read_text("utf-8") == "new"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "new")
+    assert os.read(reader, 9) == b"new"
+    os.close(reader)

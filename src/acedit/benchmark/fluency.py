@@ -9,22 +9,15 @@ a model with itself, not with another.
 """
 
 import math
-from functools import cache
-from importlib import resources
 
 import torch
 from torch.nn import functional as F
 
+from acedit.knowledge.prose import wikitext
 from acedit.lm.model import Encoded, LanguageModel
 
 WINDOWS = 32
 TOKENS = 128  # a window
-
-
-@cache
-def wikitext() -> str:
-    """The text (docs/data.md)."""
-    return (resources.files("acedit.benchmark") / "data" / "wikitext2.txt").read_text("utf-8")
 
 
 @torch.no_grad()

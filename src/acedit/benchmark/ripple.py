@@ -8,6 +8,10 @@ A test counts where the unedited model answers each of its condition queries; it
 "OR") or all ("AND") of its test queries are answered. Answers are greedy continuations of the file's own
 clozes, matched as everywhere here to a value or an alias.
 
+Deviations from the authors' scripts: any one value of a query counts (theirs wants all), by the first phrase
+said (theirs anywhere in the text), and tests are pooled over all edits, those that did not hold among them
+(theirs: a mean over the edits that held). Read the axes beside `efficacy`: what writes nothing is specific.
+
 Footgun: the files give labels inside sentences only. Subject and object of an edit are read out of its prompt
 and the original fact's by the relation's own cloze (`CLOZES`), or by what other clozes share with it; rows
 whose subject cannot be told are left out, with a notice that names the first.

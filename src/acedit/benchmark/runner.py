@@ -36,10 +36,11 @@ from acedit.benchmark.pools import Inline, OnRay, Pool, Processes
 from acedit.benchmark.ripple import RippleCase, RippleScorer
 from acedit.benchmark.score import Asked, Record, Scorer, distinct
 from acedit.benchmark.store import Outcome, Store, Unit
+from acedit.editing.edit import text_of
 from acedit.editing.methods import Method
 from acedit.editing.patch import Patch
+from acedit.editing.presets import preset
 from acedit.errors import UserError
-from acedit.knowledge.compose import belief_texts
 from acedit.knowledge.facts import Case, Fact
 from acedit.lm.model import LanguageModel, load
 
@@ -47,7 +48,7 @@ log = logging.getLogger("acedit")
 
 AnyCase = Case | RippleCase
 
-PROTOCOL = 3  # of what is asked and how it is counted; goes up when a stored answer would be another
+PROTOCOL = 4  # of what is asked and how it is counted; goes up when a stored answer would be another
 TRIES = 2  # of an item whose worker dies
 ASKED_IN_SEQUENCE = 100  # cases asked at a step of a sequence, spread over those edited so far
 
@@ -55,7 +56,8 @@ ASKED_IN_SEQUENCE = 100  # cases asked at a step of a sequence, spread over thos
 @dataclass(frozen=True)
 class Job:
     """What a worker is made from. planned: the first cases of the run, from which methods that need a
-    plan of layers get one, the same on every worker."""
+    plan of layers get one, the same on every worker, unless a `preset` names published ones. beside: all of
+    its cases, whose hops are a case's neighbours where no facts are known."""
 
     model: str
     dtype: str | None = None
@@ -64,7 +66,9 @@ class Job:
     cot: bool = True
     threads: int = 1
     known: tuple[Fact, ...] = ()
+    beside: tuple[Case, ...] = ()
     planned: tuple[AnyCase, ...] = ()
+    preset: str = ""
     cache_dir: Path | None = None
     scratch: Path | None = None  # where the patches of a sequence wait for its end
 
@@ -124,15 +128,20 @@ class Worker:
             self._scorer = (
                 RippleScorer(self._lm, ripples)
                 if ripples
-                else Scorer(self._lm, chains, known=job.known, cot=job.cot, seed=job.seed)
+                else Scorer(self._lm, chains, known=job.known, beside=job.beside, cot=job.cot, seed=job.seed)
             )
             self._group = item.group
         return self._scorer
 
-    def _planned(self, method: Method) -> Plan | None:
-        if self._plan is None and method.planned:
+    def _planned(self, method: Method) -> tuple[Plan | None, Method]:
+        """The plan of a method that needs one, and the method with what a preset says of it."""
+        if not method.planned:
+            return None, method
+        if self._job.preset:
+            return preset(self._job.preset).fitted(self._lm, method)
+        if self._plan is None:
             self._plan = shared_plan(self._lm, self._job.planned, self._job.known, self._job.seed)
-        return self._plan if method.planned else None
+        return self._plan, method
 
     def _one(self, item: Item) -> Outcome:
         scorer = self._asking(item)
@@ -155,12 +164,13 @@ class Worker:
         text: Sequence[str] | None = None,
     ) -> tuple[Patch, float]:
         """The edits of some of the item's cases in a patch, and the seconds it took."""
+        plan, method = self._planned(item.method)
         return edit_cases(
             self._lm,
             cases,
-            item.method,
+            method,
             known=known,
-            plan=self._planned(item.method),
+            plan=plan,
             seed=self._job.seed,
             text=text,
             scored=item.cases,
@@ -180,11 +190,7 @@ class Worker:
         self._asking(item)
         self._planned(item.method)
         # One text for all steps: what it gives is kept, and is of the unedited model.
-        text = belief_texts(self._job.known) or [
-            f"{edit.prompt.format(edit.subject)} {edit.old or edit.target}."
-            for case in item.cases
-            for edit in case.edits
-        ]
+        text = text_of(self._lm, self._job.known)
         by_step = {unit.step: unit for unit in item.units}
         known = {fact.key: fact for fact in self._job.known}
         facts, seconds, rank, norm = 0, 0.0, 0, 0.0
@@ -280,6 +286,7 @@ def items_of(
     """Every item of a run, group by group, each unit keyed by all its result depends on."""
     known = _digest([asdict(fact) for fact in job.known])
     planned = _digest([_case_form(case) for case in job.planned])
+    beside = _digest([_case_form(case) for case in job.beside])
     items = []
     for g, group in enumerate(groups):
         forms = [_case_form(case) for case in group]
@@ -287,8 +294,8 @@ def items_of(
             depends = {
                 "protocol": PROTOCOL, "version": __version__, "model": fingerprint,
                 "method": asdict(method), "state": method.state(fingerprint), "cases": forms,
-                "known": known, "seed": job.seed, "cot": job.cot, "threads": job.threads,
-                "plan": planned if method.planned else None,
+                "known": known, "beside": beside, "seed": job.seed, "cot": job.cot, "threads": job.threads,
+                "plan": (job.preset or planned) if method.planned else None,
             }  # fmt: skip
             ids = tuple(case.id for case in group)
             at = [step for step in steps if step <= len(group)] or [0]
@@ -326,7 +333,7 @@ def run(
     at_once: cases edited together (None: all that do not contradict). sequence: steps at which cases,
     edited one after the other, are asked; instead of `at_once`. strict: leave out cases with a known
     fault. lm: a loaded model, for one worker in this process. Raises UserError for no cases, a folder in
-    use or of another version, an unknown model.
+    use or of another version, an unknown model, a preset of another one.
     """
     if not cases:
         raise UserError("there are no cases: give at least one")
@@ -351,10 +358,16 @@ def run(
             )
         groups = groups[:1]
     first = [case for group in groups for case in group][:PLANNED]
-    job = replace(job, planned=tuple(first), scratch=Path(folder) / "sequence" if sequence else None)
+    beside = () if job.known else tuple(case for case in cases if isinstance(case, Case))
+    job = replace(
+        job, planned=tuple(first), beside=beside, scratch=Path(folder) / "sequence" if sequence else None
+    )
     with Store.open(folder) as store, _threads(job.threads):
         say("loading the model")
         own = lm or load(job.model, dtype=job.dtype, device_map=job.device_map)
+        for method in methods:
+            if job.preset and method.planned:
+                preset(job.preset).fitted(own, method)
         model = f"{own.fingerprint}/{own.device.type}"
         items = items_of(job, model, groups, methods, at_once=at_once, steps=sorted(set(sequence)))
         store.set_meta(

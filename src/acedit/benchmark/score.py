@@ -141,9 +141,10 @@ def distinct(ids: Iterable[str]) -> None:
 class Scorer:
     """The probes of a set of cases, and what the unedited model says to them.
 
-    before: what the unedited model was asked, and said (`Asked`): the case's own hops and questions
-    against the old answers, and the neighbours. Patches that are on come off for that. Raises UserError for
-    no cases, and for case ids that stand for several.
+    known: facts the neighbours are drawn from; without any, the unedited hops of the cases and of those
+    `beside` them serve. before: what the unedited model was asked, and said (`Asked`): the case's own hops
+    and questions against the old answers, and the neighbours. Patches that are on come off for that. Raises
+    UserError for no cases, and for case ids that stand for several.
     """
 
     before: list[Asked]
@@ -154,6 +155,7 @@ class Scorer:
         cases: Sequence[Case],
         *,
         known: Sequence[Fact] = (),
+        beside: Sequence[Case] = (),
         cot: bool = True,
         seed: int = 0,
         batch_size: int = 64,
@@ -164,7 +166,7 @@ class Scorer:
         distinct(case.id for case in cases)
         self.before = []
         with patches_off(lm):
-            self._neighbours = self._having_right(list(_neighbours(cases, known, seed)))
+            self._neighbours = self._having_right(list(_neighbours(cases, known, beside, seed)))
             self._passed = self._filter(seed)
 
     def _ask(self, probes: Sequence[_Probe]) -> list[Asked]:
@@ -342,6 +344,11 @@ def _unedited_runs(case: Case) -> list[tuple[int, int]]:
     return runs
 
 
+def _unedited(case: Case) -> list[Fact]:
+    """The facts of the chain after the edit that are as they were."""
+    return [fact for j, fact in enumerate(case.after.facts) if j not in case.edited]
+
+
 def _follows_left_out(case: Case, share: float) -> bool:
     """Whether an edited hop is followed by a relation that the edit's prompts leave out."""
     facts = case.after.facts
@@ -363,13 +370,15 @@ def _question(fact: Fact, rng: random.Random) -> str:
     return rng.choice(wording.prompts).format(fact.subject)
 
 
-def _neighbours(cases: Sequence[Case], known: Sequence[Fact], seed: int) -> Iterable[_Probe]:
+def _neighbours(
+    cases: Sequence[Case], known: Sequence[Fact], beside: Sequence[Case], seed: int
+) -> Iterable[_Probe]:
     """Unedited facts and chains around each case; of the known ones only those no edit is made from."""
     edited = {edit.key for case in cases for edit in case.edits}
     facts = {
         fact.key: fact
-        for case in cases
-        for fact in (*case.before.facts, *case.after.facts)
+        for case in (*beside, *cases)
+        for fact in (*case.before.facts, *_unedited(case))
         if fact.key not in edited
     }
     if known:
@@ -442,7 +451,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def interval(records: Sequence[Record], seed: int, draws: int = 1000) -> tuple[float, float]:
-    """The 2.5th and 97.5th percentile of the mean, cases drawn with replacement."""
+    """The 2.5th and 97.5th percentile of the mean, cases drawn with replacement.
+
+    Where all are right, or none is, drawing shows no spread: then Clopper and Pearson's exact interval for
+    so many cases.
+    """
     by_case: dict[str, list[float]] = defaultdict(list)
     for record in records:
         by_case[record.case].append(record.right)
@@ -450,6 +463,9 @@ def interval(records: Sequence[Record], seed: int, draws: int = 1000) -> tuple[f
         return float("nan"), float("nan")
     total = np.array([sum(v) for v in by_case.values()])
     count = np.array([len(v) for v in by_case.values()])
+    if total.sum() in (0, count.sum()):
+        edge = 0.025 ** (1 / len(total))
+        return (edge, 1.0) if total.sum() else (0.0, 1 - edge)
     picks = np.random.default_rng(seed).integers(0, len(total), (draws, len(total)))
     means = total[picks].sum(1) / count[picks].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])

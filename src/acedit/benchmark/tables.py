@@ -14,11 +14,12 @@ Footgun: seconds are in `costs` alone; all other tables of a run are the same ho
 import html as html_text
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from acedit.benchmark.ripple import AXES
 from acedit.benchmark.score import Record, summarise
@@ -66,6 +67,22 @@ class Rows:
     units: tuple[tuple[Unit, Outcome], ...]
     records: Mapping[str, tuple[Record, ...]]  # by unit key
     notes: tuple[str, ...] = ()
+    fingerprint: str = ""  # of the model
+    seed: int = 0
+
+    @property
+    def at_once(self) -> tuple[int, ...]:
+        """How many cases are edited together."""
+        return tuple(sorted({unit.at_once for unit, _ in self.units}))
+
+    @property
+    def together(self) -> str:
+        """The same in words, for a table beside the paper's values."""
+        facts = [outcome.facts for _, outcome in self.units if outcome.facts]
+        if self.at_once in ((), (1,)) or not facts:
+            return "each case edited by itself, as in the paper"
+        counts = " to ".join(map(str, sorted({min(facts), max(facts)})))
+        return f"{counts} facts are in the model at a time; the paper's tables have one case's"
 
     def of(self, method: str, step: int | None = None) -> list[Record]:
         """The records of a method, all units together, or those of one step of its sequence."""
@@ -109,18 +126,34 @@ def load(store: Store) -> Rows:
         units,
         {unit.key: tuple(store.records([unit.key])) for unit, _ in units},
         tuple(notes),
+        str(store.meta("fingerprint") or ""),
+        int(store.meta("seed") or 0),
     )
 
 
 def joined(runs: Mapping[str, Rows]) -> Rows:
     """Runs of other methods over the same cases as one, by the name each goes by.
 
-    Raises UserError where they are not over the same cases and steps, or a method is in two of them.
+    Raises UserError where they are not of the same model, seed, cases, steps and cases at once, or a method
+    is in two of them.
     """
     (first, one), *others = runs.items()
     for name, other in others:
-        if other.cases != one.cases or other.steps != one.steps:
-            raise UserError(f"{first} and {name} are not of the same cases; they make no table together")
+        differs = [
+            part
+            for part, ours, theirs in (
+                ("model", one.fingerprint, other.fingerprint),
+                ("seed", one.seed, other.seed),
+                ("cases", one.cases, other.cases),
+                ("steps", one.steps, other.steps),
+                ("number of cases at once", one.at_once, other.at_once),
+            )
+            if ours != theirs
+        ]
+        if differs:
+            raise UserError(
+                f"{first} and {name} are not of the same {differs[0]}; they make no table together"
+            )
     methods = [(method, name) for name, rows in runs.items() for method in rows.methods]
     by_method: dict[str, str] = {}
     for method, name in methods:
@@ -133,6 +166,8 @@ def joined(runs: Mapping[str, Rows]) -> Rows:
         tuple(unit for rows in every for unit in rows.units),
         {key: records for rows in every for key, records in rows.records.items()},
         tuple(dict.fromkeys(note for rows in every for note in rows.notes)),
+        one.fingerprint,
+        one.seed,
     )
 
 
@@ -175,6 +210,7 @@ def table2(rows: Rows) -> Table:
         (
             "avg. is over all cases; the paper's values are GPT-J / Qwen3-8B on MQuAKE-3K",
             "base: the unedited model on the original answers",
+            rows.together,
             *rows.notes,
         ),
     )
@@ -196,7 +232,11 @@ def table3(rows: Rows) -> Table:
         ("editor", "efficacy", "paraphrase", "specificity", "mean of the three",
          "paper efficacy", "paper paraphrase", "paper specificity"),
         tuple(body),
-        ("specificity: other facts of the same subject, the same relation of other subjects", *rows.notes),
+        (
+            "specificity: other facts of the same subject, the same relation of other subjects",
+            rows.together,
+            *rows.notes,
+        ),
     )  # fmt: skip
 
 
@@ -225,7 +265,11 @@ def table4(rows: Rows) -> Table:
         ("editor", "avg.", "efficacy", "paraphrase", "specificity",
          "paper avg.", "paper efficacy", "paper paraphrase", "paper specificity"),
         tuple(body),
-        ("layers by the plan's score, #1 the highest; ↓ % is of the whole method's average", *rows.notes),
+        (
+            "layers by the plan's score, #1 the highest; ↓ % is of the whole method's average",
+            rows.together,
+            *rows.notes,
+        ),
     )  # fmt: skip
 
 
@@ -307,7 +351,11 @@ def fluency(rows: Rows) -> Table:
         "Fluency: perplexity of a token over Wikitext-2",
         ("editor", "unedited", "edited", "ratio", "worst ratio"),
         tuple(body),
-        ("a mean over the groups of cases edited together", *rows.notes),
+        (
+            "a mean over the groups of cases edited together; where the unedited model's is beyond its "
+            "vocabulary, as the bundled one's, it never read such text and the ratio says nothing of fluency",
+            *rows.notes,
+        ),
     )
 
 
@@ -346,7 +394,7 @@ def costs(rows: Rows) -> Table:
 
 
 def degradation(rows: Rows) -> list[dict[str, Any]]:
-    """Of a sequence: method, step, metric and value, for a table and a plot."""
+    """Of a sequence: method, cases edited so far, metric and value, for a table and a plot."""
     found = []
     for method in rows.methods:
         for step in rows.steps:
@@ -354,7 +402,7 @@ def degradation(rows: Rows) -> list[dict[str, Any]]:
             for metric in ("efficacy", "paraphrase", *SPECIFICITY, "specificity_chain", "direct", "cot"):
                 row = _share(_picked(records, [metric]))
                 if row["n"]:
-                    found.append({"method": method, "edits": step, "metric": metric, **row})
+                    found.append({"method": method, "cases": step, "metric": metric, **row})
     return found
 
 
@@ -398,41 +446,92 @@ def paired(
 ) -> dict[str, float]:
     """Mean difference (ours - theirs) over records that pass, and its 95% interval: a bootstrap over the
     cases both have, drawn together. n: such cases."""
-    by_case: list[dict[str, list[float]]] = []
-    for records in (ours, theirs):
-        marks: dict[str, list[float]] = defaultdict(list)
-        for record in records:
-            if record.passed:
-                marks[record.case].append(record.right)
-        by_case.append(marks)
-    shared = [case for case in by_case[0] if case in by_case[1]]
-    if not shared:
+    return paired_mean([(ours, theirs)], seed=seed, draws=draws)
+
+
+def paired_mean(
+    parts: Sequence[tuple[Sequence[Record], Sequence[Record]]], *, seed: int = 0, draws: int = 2000
+) -> dict[str, float]:
+    """`paired` for the mean of several shares: each part is one share of ours and of theirs."""
+    marks = [[_marks(records) for records in part] for part in parts]
+    shared = [{case for case in ours if case in theirs} for ours, theirs in marks]
+    cases = list(dict.fromkeys(case for ours, _ in marks for case in ours if any(case in s for s in shared)))
+    if not all(shared):
         nan = float("nan")
         return {"value": nan, "low": nan, "high": nan, "n": 0}
-    sums = np.array([[sum(marks[c]) for c in shared] for marks in by_case])
-    sizes = np.array([[len(marks[c]) for c in shared] for marks in by_case])
-    picks = np.random.default_rng(seed).integers(0, len(shared), (draws, len(shared)))
-    shares = sums[:, picks].sum(-1) / sizes[:, picks].sum(-1)
-    low, high = np.percentile(shares[0] - shares[1], [2.5, 97.5])
-    value = sums[0].sum() / sizes[0].sum() - sums[1].sum() / sizes[1].sum()
-    return {"value": float(value), "low": float(low), "high": float(high), "n": len(shared)}
+
+    def counted(count: Callable[[Sequence[float]], float]) -> NDArray[np.float64]:
+        rows = [
+            [[count(side[c]) if c in both else 0.0 for c in cases] for side in part]
+            for part, both in zip(marks, shared, strict=True)
+        ]
+        return np.array(rows, dtype=np.float64)
+
+    sums, sizes = counted(sum), counted(len)
+    picks = np.random.default_rng(seed).integers(0, len(cases), (draws, len(cases)))
+    with np.errstate(invalid="ignore"):  # a draw may hold no case of a part
+        shares = sums[..., picks].sum(-1) / sizes[..., picks].sum(-1)
+    low, high = np.nanpercentile((shares[:, 0] - shares[:, 1]).mean(0), [2.5, 97.5])
+    value = sums.sum(-1) / sizes.sum(-1)
+    return {
+        "value": float((value[:, 0] - value[:, 1]).mean()),
+        "low": float(low),
+        "high": float(high),
+        "n": len(cases),
+    }
+
+
+def _marks(records: Sequence[Record]) -> dict[str, list[float]]:
+    marks: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        if record.passed:
+            marks[record.case].append(record.right)
+    return marks
 
 
 def comparison(
-    title: str, ours: Mapping[str, Sequence[Record]], theirs: Mapping[str, Sequence[Record]]
+    title: str,
+    ours: Mapping[str, Sequence[Record]],
+    theirs: Mapping[str, Sequence[Record]],
+    cases: Mapping[str, Mapping[str, Any]],
 ) -> Table:
-    """Differences by metric (first - second, % points) for each row that both sides have."""
-    columns = ("efficacy", "paraphrase", *SPECIFICITY, "specificity_chain", "direct", "cot", "subset")
-    body = []
-    for name, records in ours.items():
-        if name in theirs:
-            cells = []
-            for metric in columns:
-                row = paired(_picked(records, [metric]), _picked(theirs[name], [metric]))
-                low, high = 100 * row["low"], 100 * row["high"]
-                cells.append(f"{100 * row['value']:+.1f} [{low:+.1f}, {high:+.1f}]" if row["n"] else "–")
-            body.append((name, *cells))
-    return Table(title, ("editor", *columns), tuple(body), ("bootstrap over the cases both have, paired",))
+    """Differences by metric (first - second, % points) for each row that both sides have.
+
+    cases: edits by case id, as in `Rows.cases`; Table 2's columns are by them.
+    """
+    three = (("efficacy",), ("paraphrase",), SPECIFICITY)
+    columns: dict[str, Sequence[Sequence[str]]] = {
+        "efficacy": three[:1], "paraphrase": three[1:2], "specificity": three[2:], "mean of the three": three,
+        **{
+            metric: [[metric]]
+            for metric in (*SPECIFICITY, "specificity_chain", "explicit", "middle", "implicit", "mixed",
+                           "direct", "cot", "subset")
+        },
+    }  # fmt: skip
+    numbers = sorted({int(case["edits"]) for case in cases.values()})
+
+    def of_number(records: Sequence[Record], n: int) -> list[Record]:
+        return [r for r in _picked(records, ["subset"]) if cases[r.case]["edits"] == n]
+
+    def cells(mine: Sequence[Record], yours: Sequence[Record]) -> Iterator[str]:
+        for parts in columns.values():
+            yield _difference([(_picked(mine, names), _picked(yours, names)) for names in parts])
+        for n in numbers:
+            mine_n, yours_n = (
+                [r for r in _picked(side, ["subset"]) if cases[r.case]["edits"] == n]
+                for side in (mine, yours)
+            )
+            yield _difference([(mine_n, yours_n)])
+
+    body = tuple((name, *cells(records, theirs[name])) for name, records in ours.items() if name in theirs)
+    head = ("editor", *columns, *(f"subset, {n}-edit" for n in numbers))
+    return Table(title, head, body, ("bootstrap over the cases both have, paired",))
+
+
+def _difference(parts: Sequence[tuple[Sequence[Record], Sequence[Record]]]) -> str:
+    row = paired_mean(parts)
+    low, high = 100 * row["low"], 100 * row["high"]
+    return f"{100 * row['value']:+.1f} [{low:+.1f}, {high:+.1f}]" if row["n"] else "–"
 
 
 def markdown(table: Table) -> str:

@@ -35,6 +35,7 @@ from acedit.editing.target import search
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt, belief_texts
 from acedit.knowledge.facts import Edit, Fact, distinct_edits
+from acedit.knowledge.prose import prose
 from acedit.lm.model import LanguageModel
 
 log = logging.getLogger("acedit")
@@ -42,6 +43,7 @@ log = logging.getLogger("acedit")
 Progress = Callable[[str], None]
 
 KEPT = ("hold", "replay")  # held to the unedited model, nothing is written
+TOKENS_A_NEURON = 16  # of prose, where little is known
 FLOOR = 1e-6  # of the mean diagonal, added to what is preserved: a short text spans few keys
 
 
@@ -67,10 +69,11 @@ def edit(
     known: what the model knows already; prompts that reach the subjects, consequences, and what is to
     be protected come from it. exclude: entities no prompt may start from. avoid: texts no prompt may hold
     (`benchmark.leak`). plan: layers for the method's stages, found by `locate` if not given and there are
-    any. text: what the key covariance is taken over; the known facts' own sentences if not given. watch:
+    any. text: what the key covariance is taken over; `text_of` what is known if not given. watch:
     shown every prompt before anything is written; what it raises ends the edit.
 
-    Raises UserError for edits that contradict each other, or whose prompts do not fit the model.
+    Raises UserError for edits that contradict each other, whose prompts do not fit the model, or that are
+    left without any by `avoid`.
     """
     chosen = named_method(method) if isinstance(method, str) else method
     edits = distinct_edits(edits)
@@ -83,7 +86,7 @@ def edit(
             "no known facts given: the edit is made from its own prompts alone, "
             "so chains that pass through it, and its neighbours, are not looked after"
         )
-    texts = text or belief_texts(known)
+    texts = text or text_of(lm, known)
     known = believed(lm, edits, known)
     memory: Mapping[str, Any] = {}
     if chosen.reader:
@@ -93,6 +96,7 @@ def edit(
         composed = Composer(
             edits, known, exclude=exclude, avoid=avoid, seed=seed, amounts=chosen.amounts
         ).prompts()
+        _all_worded(edits, composed)
         prompts = _worded(lm, edits, composed, chosen, seed)
     if watch is not None:
         watch(prompts)
@@ -104,10 +108,14 @@ def edit(
     if plan is not None:
         plan.checked(lm.n_layers)
     plan = plan if chosen.planned else None
-    texts = texts or [f"{p.text} {p.answer}." for p in prompts]
     updates: list[Update] = []
     if not chosen.reader:
         updates = _write(lm, edits, prompts, chosen, plan, seed, texts, cache_dir, tell)
+    for update in updates:
+        if not (update.left.isfinite().all() and update.right.isfinite().all()):
+            raise UserError(
+                f"layer {update.layer}: the edit came out NaN or infinite; are the model's weights whole?"
+            )
     return Patch(
         updates=tuple(LayerUpdate(u.layer, u.left.cpu(), u.right.cpu()) for u in updates),
         edits=tuple(edits),
@@ -119,6 +127,22 @@ def edit(
         place=place_of(lm, [u.layer for u in updates]),
         memory=memory,
     )
+
+
+def text_of(lm: LanguageModel, known: Sequence[Fact]) -> list[str]:
+    """What key covariances are taken over: the known facts said in full. Where those hold fewer tokens than
+    a layer has neurons, C would be of too low a rank, and the package's prose stands beside them, up to
+    `TOKENS_A_NEURON` tokens a neuron."""
+    said = belief_texts(known)
+    tokens = sum(len(lm.token_ids(text)) for text in dict.fromkeys(said))
+    if tokens >= lm.n_neurons:
+        return said
+    for paragraph in prose():
+        if tokens >= TOKENS_A_NEURON * lm.n_neurons:
+            break
+        said.append(paragraph)
+        tokens += len(lm.token_ids(paragraph))
+    return said
 
 
 def believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) -> list[Fact]:
@@ -173,6 +197,17 @@ def _skipped(layers: Sequence[int], plan: Plan, chosen: Method, where: str) -> t
         )
     most = sorted(layers, key=lambda layer: -plan.scores[where][layer])[:count] if count else []
     return tuple(layer for layer in layers if layer not in most)
+
+
+def _all_worded(edits: Sequence[Edit], prompts: Sequence[Prompt]) -> None:
+    """Raises UserError for an edit that no prompt says: each of its wordings is one to avoid."""
+    said = {p.edit for p in prompts if p.kind == "single"}
+    for i, edit in enumerate(edits):
+        if i not in said:
+            raise UserError(
+                f"every wording of the edit {edit.prompt.format(edit.subject)!r} is one that scores it: "
+                "give its relation a prompt that is not among the case's questions"
+            )
 
 
 def _worded(

@@ -15,6 +15,7 @@ else while a patch is on are lost when it comes off.
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from acedit.knowledge.relations import Relation
 from acedit.lm.model import LanguageModel
 from acedit.lm.reader import Reader
 
-SCHEMA = 2
+SCHEMA = 3
 TENSORS = "patch.safetensors"
 RECORD = "patch.json"
 
@@ -166,7 +167,7 @@ class Patch:
         record = {
             "schema": SCHEMA,
             **self._record(),
-            "scores": dict(self.scores),
+            "scores": _finite(self.scores),
             "layers": [update.layer for update in self.updates],
             "sha256": hashlib.sha256(data).hexdigest(),
         }
@@ -257,6 +258,7 @@ class PatchStack:
 
     def __init__(self, lm: LanguageModel) -> None:
         self._lm = lm
+        self.fingerprint = lm.fingerprint
         self._active: dict[str, Patch] = {}
         self._base: dict[int, Tensor] = {}
 
@@ -403,6 +405,18 @@ def _edit(row: Mapping[str, Any]) -> Edit:
 
 def _dump(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, ensure_ascii=False, sort_keys=True)
+
+
+def _finite(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores with null for what is not a number: JSON has no word for it."""
+    return {
+        name: _finite(value)
+        if isinstance(value, Mapping)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in scores.items()
+    }
 
 
 def _digest(record: Mapping[str, Any]) -> str:

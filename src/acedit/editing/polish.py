@@ -41,12 +41,13 @@ class Polish:
     α = 2·rank). near: weight in P of the keys of kin (other subjects that are held), against the text's; 0
     leaves P to the text. lr is Adam's. replay: weight of the KL (nats a token) from the unedited model on
     what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the layers) beyond `unfelt`, at each row's
-    subject token, which keeps what else is known of a subject from being drowned there. rows: a step, half
-    of each sort where both have so many. screen: draw those that are wrong first, and end when none is;
-    without it all in turn. passes: as many steps (but `LEAST`) as give so many looks at a prompt on average,
-    and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps` and `rows` for any. stop: a
-    prompt of the edit is done below this NLL, drift: a kept one is unharmed below this KL (both nats a
-    token).
+    subject token, which keeps what else is known of a subject from being drowned there. limit: in the
+    "weights" space, what no entry of Δ may exceed, in multiples of the weights' root mean square; 0 for none.
+    rows: a step, half of each sort where both have so many. screen: draw those that are wrong first, and
+    end when none is; without it all in turn. passes: as many steps (but `LEAST`) as give so many looks at a
+    prompt on average, and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps` and `rows`
+    for any. stop: a prompt of the edit is done below this NLL, drift: a kept one is unharmed below this KL
+    (both nats a token).
     """
 
     steps: int = 100
@@ -58,6 +59,7 @@ class Polish:
     replay: float = 1.0
     shift: float = 0.0
     unfelt: float = 0.0
+    limit: float = 0.0
     rows: int = 64
     screen: bool = True
     stop: float = 0.05
@@ -118,7 +120,7 @@ def polish(
     first_layer = min(update.layer for update in updates)
     parts = [Part(lm, batch, first_layer, kept=False) for batch in edit_batches]
     parts += [Part(lm, batch, first_layer, kept=True) for batch in replay_batches]
-    moving = [_movable(update, settings, whiten, generator) for update in updates]
+    moving = [_movable(lm, update, settings, whiten, generator) for update in updates]
     adam = torch.optim.Adam([leaf for one in moving for leaf in one.leaves], lr=settings.lr)
     pool = _Pool(parts, settings)
     steps = settings.steps
@@ -150,6 +152,8 @@ def polish(
             for one, delta in zip(moving, deltas, strict=True):
                 one.delta().backward(delta.grad)
         adam.step()
+        for one in moving:
+            one.bound()
     return [one.finished() for one in moving]
 
 
@@ -224,15 +228,23 @@ class _Moving(ABC):
     @abstractmethod
     def finished(self) -> Update: ...
 
+    def bound(self) -> None:  # noqa: B027 (most have no bound)
+        """Take back what a step moved too far."""
+
 
 class _Free(_Moving):
-    """Δ = fixed + moved · white; no `white` stands for the identity."""
+    """Δ = fixed + moved · white; no `white` stands for the identity. limit: on each entry of what moved."""
 
-    def __init__(self, update: Update, white: Tensor | None) -> None:
+    def __init__(self, update: Update, white: Tensor | None, limit: float = 0.0) -> None:
         self.layer = update.layer
-        self._fixed, self._white = update.delta, white
+        self._fixed, self._white, self._limit = update.delta, white, limit
         self._moved = torch.zeros_like(self._fixed).requires_grad_(True)
         self.leaves = (self._moved,)
+
+    @torch.no_grad()
+    def bound(self) -> None:
+        if self._limit:
+            self._moved.clamp_(-self._limit, self._limit)
 
     def delta(self) -> Tensor:
         return self._fixed + (self._moved if self._white is None else self._moved @ self._white)
@@ -262,12 +274,17 @@ class _LowRank(_Moving):
 
 
 def _movable(
-    update: Update, settings: Polish, whiten: Mapping[int, Tensor] | None, generator: torch.Generator
+    lm: LanguageModel,
+    update: Update,
+    settings: Polish,
+    whiten: Mapping[int, Tensor] | None,
+    generator: torch.Generator,
 ) -> _Moving:
     if settings.space == "low_rank":
         return _LowRank(update, settings.rank, generator)
     if settings.space == "weights":
-        return _Free(update, None)
+        size = lm.down_weight(update.layer).detach().float().square().mean().sqrt()
+        return _Free(update, None, settings.limit * float(size))
     if whiten is None:
         raise ValueError("polishing in whitened space needs P^(-1/2) for every layer")
     return _Free(update, whiten[update.layer])

@@ -31,9 +31,10 @@ class Preset:
     notes: tuple[str, ...]
 
     def fitted(self, lm: LanguageModel, method: Method) -> tuple[Plan, Method]:
-        """The plan, and `method` with the published λ. Raises UserError for a model of another shape,
-        or a method without planned layers."""
-        if not method.planned:
+        """The plan, and `method` with the published λ. Raises UserError for a model of another shape, or a
+        method without planned layers, or of one layer: what its own paper chose is not among these."""
+        alone = method.layers == "query" or any(stage.deepest for stage in method.stages)
+        if not method.planned or alone:
             raise UserError(
                 f"method {method.name!r} takes no layers from a preset; try ace-paper, memit or pmet"
             )

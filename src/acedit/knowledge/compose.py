@@ -143,11 +143,9 @@ class Amounts:
 
     hold: relations of the subject's kin that it is asked after, each as cloze and question. kin: subjects of
     the same relation that are asked after it in all its wordings and in some frames around its noun phrases,
-    so many for one edit and for each of n a share, one at least. kin_facts: in like manner, other facts of
-    such kin in all their wordings, each relation in its turn, those that the new object has first: what
-    follows from the new object is said of the subject, and must not become what else it is said to have.
-    left_out: the share of second relations (what follows from the new object) that no prompt asks, 0 but
-    for measuring how far an edit carries beyond its own prompts.
+    so many for one edit and for each of n a share, one at least. left_out: the share of second relations
+    (what follows from the new object) that no prompt asks, 0 but for measuring how far an edit carries
+    beyond its own prompts.
     """
 
     lead: int = 8
@@ -157,7 +155,6 @@ class Amounts:
     replay: int = 40  # twice that for one edit; for n, so many times 1 + n // 3
     hold: int = 0
     kin: int = 0
-    kin_facts: int = 0
     left_out: float = 0.0
 
 
@@ -206,7 +203,6 @@ class Composer:
                 self._keep,
                 self._hold,
                 self._kin,
-                self._kin_facts,
             ):
                 made.extend(dict.fromkeys(part(i, edit, rng)))
         made.extend(dict.fromkeys(self._replay(random.Random(f"{self._seed}/replay"))))
@@ -353,37 +349,16 @@ class Composer:
     def _kin(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         """Others of the edit's relation, asked after it: what a new object must not be said of."""
         usable = self._others(edit)
-        for subject in rng.sample(usable, k=min(self._share(self.amounts.kin), len(usable))):
+        share = -(-self.amounts.kin // len(self.edits))
+        for subject in rng.sample(usable, k=min(share, len(usable))):
             for template in (*edit.relation.prompts, *map(asked, edit.relation.questions)):
                 yield Prompt(template, subject, "", "hold", i)
             yield from self._framed(subject, edit.relation, i, rng, 2 * FRAMED)
-
-    def _kin_facts(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
-        """Others of the edit's relation, asked after what else they have: each relation in its turn."""
-        by_relation: dict[str, list[Fact]] = defaultdict(list)
-        for subject in self._others(edit):
-            for fact in self._after[subject]:
-                if (
-                    fact.relation.id != edit.relation.id
-                    and subject != edit.target
-                    and not reserved(*fact.key)
-                ):
-                    by_relation[fact.relation.id].append(fact)
-        onward = {fact.relation.id for fact in self._after[edit.target]}
-        order = sorted(rng.sample(sorted(by_relation), k=len(by_relation)), key=lambda id: id not in onward)
-        turns = _in_turn(*(rng.sample(by_relation[id], k=len(by_relation[id])) for id in order))
-        for fact in list(turns)[: self._share(self.amounts.kin_facts)]:
-            for template in (*fact.relation.prompts, *map(asked, fact.relation.questions)):
-                yield Prompt(template, fact.subject, "", "hold", i)
 
     def _others(self, edit: Edit) -> list[str]:
         """Subjects that have the edit's relation too, are not edited, and may be asked; sorted."""
         others = {f.subject for f in self._same[edit.relation.id] if not reserved(*f.key)}
         return sorted(others - self._exclude - {edit.subject for edit in self.edits})
-
-    def _share(self, amount: int) -> int:
-        """Of an amount for one edit, what each of this batch gets: one at least, none of none."""
-        return -(-amount // len(self.edits))
 
     def _replay(self, rng: random.Random) -> Iterator[Prompt]:
         usable = [fact for fact in self._known if not reserved(*fact.key)]

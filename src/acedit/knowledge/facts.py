@@ -12,7 +12,7 @@ the mend, and is a `UserError`.
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,7 +163,7 @@ def read_facts(path: str | Path) -> list[Fact]:
     for i, row in enumerate(rows):
         at = _At(path, f"facts[{i}]", row)
         relation = at.relation(relations)
-        facts.append(Fact(at.text("subject"), relation, at.text("object"), at.texts("aliases")))
+        facts.append(Fact(at.name("subject"), relation, at.name("object"), at.texts("aliases")))
     return facts
 
 
@@ -192,7 +192,7 @@ def cases_from(rows: Sequence[Mapping[str, Any]], source: str | Path = "cases") 
 def _load(path: str | Path, wanted: str) -> tuple[list[Any], Mapping[str, Relation]]:
     """The rows of `wanted` ("edits", "facts" or "cases") and the file's own relations."""
     try:
-        text = Path(path).read_text("utf-8")
+        text = Path(path).read_text("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except IsADirectoryError:
@@ -228,7 +228,9 @@ def _parse(path: str | Path, text: str) -> Any:
     if not text.strip():
         raise UserError(f"{path}: the file is empty")
     try:
-        return json.loads(text)
+        return _json(text)
+    except _NotJson as bad:
+        raise UserError(f"{path}: cannot be read as JSON: {bad}") from None
     except json.JSONDecodeError as error:
         lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
         if (
@@ -241,10 +243,27 @@ def _parse(path: str | Path, text: str) -> Any:
         rows = []
         for number, line in lines:
             try:
-                rows.append(json.loads(line))
+                rows.append(_json(line))
+            except _NotJson as bad:
+                raise UserError(f"{path}: line {number} cannot be read as JSON: {bad}") from None
             except json.JSONDecodeError as bad:
                 raise UserError(f"{path}: not JSON at line {number}, column {bad.colno}: {bad.msg}") from None
         return rows
+
+
+class _NotJson(Exception):
+    """JSON that Python's reader will not take."""
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise _NotJson("it is nested too deep") from None
+    except ValueError:
+        raise _NotJson("it holds a number of too many digits") from None
 
 
 def _kind(value: Any) -> str:
@@ -290,6 +309,13 @@ class _At:
     def _whole(self, name: str, value: str) -> str:
         if any("\ud800" <= sign <= "\udfff" for sign in value):
             raise self.fail(name, f"is {value!r}, half of a surrogate pair", "write the sign as it is")
+        return value
+
+    def name(self, name: str) -> str:
+        """A text that goes where a template has {}."""
+        value = self.text(name)
+        if "{}" in value:
+            raise self.fail(name, f"is {value!r}", "a name cannot hold {}, where templates put it")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
@@ -364,10 +390,15 @@ def _small_edit(path: str | Path, field_name: str, row: Any, relations: Mapping[
         )
     else:
         relation = at.relation(relations)
+        for field_of_prompt in ("question", "paraphrases"):
+            if at.row.get(field_of_prompt) is not None:
+                raise at.fail(
+                    field_of_prompt, "stands without 'prompt'", "give the edit a 'prompt' of its own"
+                )
     edit = Edit(
-        subject=at.text("subject"),
+        subject=at.name("subject"),
         relation=relation,
-        target=at.text("target"),
+        target=at.name("target"),
         old=at.text("old", optional=True),
         aliases=at.texts("aliases"),
     )
@@ -381,15 +412,21 @@ def _changing(at: _At, name: str, edit: Edit) -> Edit:
 
 
 def distinct_edits(edits: Iterable[Edit]) -> list[Edit]:
-    """The edits, identical ones once. Raises UserError where two contradict."""
+    """The edits, one a fact, with the wordings of all that say it. Raises UserError where two contradict."""
     found: dict[tuple[str, str], Edit] = {}
+    said: dict[str, Edit] = {}
     for edit in edits:
-        other = found.setdefault(edit.key, edit)
-        if other.target != edit.target:
-            raise UserError(
-                f"edits contradict each other: {edit.subject!r} with {edit.relation.id!r} is to be "
-                f"both {other.target!r} and {edit.target!r}; keep one"
-            )
+        sentence = edit.prompt.format(edit.subject)
+        for other in (found.setdefault(edit.key, edit), said.setdefault(sentence, edit)):
+            if other.target != edit.target:
+                raise UserError(
+                    f"edits contradict each other: {edit.subject!r} with {edit.relation.id!r} is to be "
+                    f"both {other.target!r} and {edit.target!r}; keep one"
+                )
+        first = found[edit.key]
+        prompts = tuple(dict.fromkeys((*first.relation.prompts, *edit.relation.prompts)))
+        if prompts != first.relation.prompts:
+            found[edit.key] = replace(first, relation=replace(first.relation, prompts=prompts))
     return list(found.values())
 
 
@@ -417,19 +454,19 @@ class _Item:
         id = at.text("relation_id")
         known = mquake().get(id)
         if known is None or known.prompt != prompt:
-            question = at.text("question", optional=True).replace(at.text("subject"), "{}", 1)
+            question = at.text("question", optional=True).replace(at.name("subject"), "{}", 1)
             known = Relation(
                 id=id,
                 prompts=(prompt,),
-                questions=(question,) if question.count("{}") == 1 else (),
+                questions=(at.template("question", question),) if question.count("{}") == 1 else (),
                 phrases=known.phrases if known else (),
             )
-        new = at.child("target_new").text("str")
+        new = at.child("target_new").name("str")
         return _changing(
             at,
             "target_new",
             Edit(
-                subject=at.text("subject"),
+                subject=at.name("subject"),
                 relation=known,
                 target=new,
                 old=at.child("target_true").text("str") if "target_true" in at.row else "",
@@ -460,6 +497,8 @@ class _Item:
         questions = at.texts("questions")
         if not questions:
             raise at.fail("questions", "is missing or empty", "give at least one multi-hop question")
+        if not all(question.strip() for question in questions):
+            raise at.fail("questions", "holds an empty one", "take it out")
         return Case(
             id=str(at.row.get("case_id", at.field)),
             edits=tuple(edits),

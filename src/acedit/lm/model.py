@@ -69,8 +69,19 @@ _ARCHITECTURE = (
 _PREFIX = 32  # tokens that have to be shared to be worth running once
 _STRIDE = 12  # new tokens between looks at which rows have ended
 
+_PATCHES = "_acedit_patches"  # the attribute of a model that holds what is on it
+
 # What loading can raise on a user's input; anything else is a bug and keeps its trace.
-_LOADING = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+_LOADING = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    TypeError,  # a dtype that holds no weights
+    AssertionError,  # torch without CUDA
+    SafetensorError,
+)
 
 
 def load(
@@ -121,6 +132,8 @@ def load(
     if info["missing_keys"]:
         some = sorted(info["missing_keys"])
         raise UserError(f"{source!r} lacks {len(some)} of the model's weights, {some[0]} among them")
+    if not tokenizer("a")["input_ids"]:
+        raise UserError(f"{source!r} has no tokenizer: put its files (tokenizer.json) beside the weights")
     return LanguageModel(loaded, tokenizer)
 
 
@@ -187,7 +200,6 @@ class LanguageModel:
     head_dim: int
     vocab_size: int
     context: int
-    patch_stack: Any = None  # the patches that are on, see editing.patch
     reader: Reader | None = None  # what answers prompts in the model's place, see lm.reader
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any):
@@ -217,6 +229,15 @@ class LanguageModel:
             f"LanguageModel({self.model.config.model_type}, {self.n_layers} layers, "
             f"d_model={self.d_model}, n_neurons={self.n_neurons}, {self.dtype})"
         )
+
+    @property
+    def patch_stack(self) -> Any:
+        """The patches that are on (see editing.patch): of the model, whatever wraps it."""
+        return getattr(self.model, _PATCHES, None)
+
+    @patch_stack.setter
+    def patch_stack(self, stack: Any) -> None:
+        setattr(self.model, _PATCHES, stack)
 
     # Modules
 
@@ -475,6 +496,8 @@ class LanguageModel:
 
         The same checkpoint loaded in another dtype is another model: its rounding differs.
         """
+        if self.patch_stack is not None and len(self.patch_stack):
+            return str(self.patch_stack.fingerprint)  # of the weights under the patches
         digest = hashlib.sha256()
         for field in _ARCHITECTURE:
             digest.update(f"{field}={getattr(self.model.config, field, None)};".encode())
@@ -500,6 +523,11 @@ class LanguageModel:
         for text, row in zip(texts, rows, strict=True):
             if not row:
                 raise UserError("a prompt is empty")
+            if max(row) >= self.embedding.weight.shape[0]:
+                raise UserError(
+                    f"the tokenizer gives token {max(row)}, the model has {self.embedding.weight.shape[0]}: "
+                    "give it its own tokenizer"
+                )
             if len(row) > self.context:
                 raise UserError(
                     f"a prompt has {len(row)} tokens, the model's context is {self.context}: {text[:60]!r}..."

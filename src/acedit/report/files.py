@@ -55,9 +55,14 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Write a file under a temporary name, then move it into place.
 
-    Raises UserError where it cannot be written; what stood there before then still stands.
+    A pipe or a device is written to as it is, a link's target is what is replaced. Raises UserError where it
+    cannot be written; what stood there before then still stands.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(data)
+        return path
+    path = path.resolve() if path.is_symlink() else path
     partial = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +78,18 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     return path
 
 
-def check_writable(path: str | Path) -> Path:
-    """`path` if something can be written there, asked before hours of work. Raises UserError if not."""
+def check_writable(path: str | Path, *, folder: bool = False) -> Path:
+    """`path` if something can be written there, asked before hours of work. Raises UserError if not.
+
+    folder: whether it is to be a folder, or a file.
+    """
+    if not str(path):
+        raise UserError("an output has an empty name: name a file or a folder")
     path = Path(path)
+    if folder and path.exists() and not path.is_dir():
+        raise UserError(f"{path}: cannot be written: this is a file; name a folder")
+    if not folder and path.is_dir():
+        raise UserError(f"{path}: cannot be written: this is a folder; name a file")
     home = path if path.is_dir() else path.parent
     while not home.exists() and home != home.parent:
         home = home.parent

@@ -18,7 +18,7 @@ from acedit.editing.stages import Stage
 from acedit.knowledge.compose import Amounts
 
 PASSES = 4
-AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8, hold=12, kin=16, kin_facts=16)
+AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8, hold=12, kin=16)
 
 ACE = Method(
     name="ace",

@@ -1,7 +1,13 @@
 """ACE as the paper prints it, in two readings: value layers first, then query layers, by the closed form.
 
-`ace-paper` is Algorithm 1 to the letter: single-hop prompts for both stages, the query search after the
-value write. `ace-paper-hops` is section 5's: multi-hop prompts for the value stage.
+`ace-paper` follows Algorithm 1: single-hop prompts for both stages, value layers written before the query
+stage looks for its targets. `ace-paper-hops` is section 5's: multi-hop prompts for the value stage.
+
+Deviations from the algorithm as printed: each stage searches a v* of its own at its own token (printed: one
+for both, of which the value write leaves the query layers little to write); the query layers are those of the
+plan, found before anything is written (printed: after the value write); the plan's layers are by the reach of
+v* rather than by Eq. 9 and 10 (docs/decisions.md); v* moves the stream alone (PMET, the paper's backbone,
+moves attention beside it).
 """
 
 from dataclasses import replace
@@ -13,7 +19,7 @@ QUERY = Stage("query", kinds=("single",), token="subject", where="query", width=
 
 PAPER = Method(
     name="ace-paper",
-    summary="Algorithm 1 to the letter: value layers, then query layers, on single-hop prompts",
+    summary="Algorithm 1: value layers, then query layers, each by its own v*, on single-hop prompts",
     stages=(Stage("value", kinds=("single",), token="last", where="value", mean_keys=True), QUERY),
     in_turn=True,
     prefixes=3,

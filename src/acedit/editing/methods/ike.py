@@ -42,8 +42,7 @@ def remember(
     for fact in usable:
         of.setdefault(fact.relation.id, []).append(fact)
     shown: list[Prompt] = []
-    shots: list[str] = []
-    about_of: list[list[str]] = []
+    shots: list[dict[str, Any]] = []
     for n, fact in enumerate(rng.sample(usable, k=min(POOL, len(usable)))):
         kin = [f for f in of[fact.relation.id] if f.object != fact.object]
         if not kin:
@@ -56,11 +55,11 @@ def remember(
             other = rng.choice(kin)
             about, answer = other.subject, other.object
         shown.append(Prompt(wording, about, answer, "replay"))
-        about_of.append([fact.subject, about])
-        shots.append(f"{_told(fact.prompt.format(fact.subject), new)}\nPrompt: {shown[-1].text} {answer}")
+        text = f"{_told(fact.prompt.format(fact.subject), new)}\nPrompt: {shown[-1].text} {answer}"
+        shots.append({"text": text, "about": [fact.subject, about]})
     facts = [_told(edit.prompt.format(edit.subject), edit.target) for edit in edits]
     subjects = [edit.subject for edit in edits]
-    return {"facts": facts, "subjects": subjects, "shots": shots, "shots_about": about_of}, shown
+    return {"facts": facts, "subjects": subjects, "shots": shots}, shown
 
 
 def _told(said: str, new: str) -> str:
@@ -78,10 +77,10 @@ class Reader:
         # A later edit's subject may stand in an earlier one's demonstrations, with what it was.
         edited = {subject for memory in memories for subject in memory["subjects"]}
         self._shots = [
-            shot
+            shot["text"]
             for memory in memories
-            for shot, about in zip(memory["shots"], memory["shots_about"], strict=True)
-            if edited.isdisjoint(about)
+            for shot in memory["shots"]
+            if edited.isdisjoint(shot["about"])
         ]
         self._facts_at, self._shots_at = Index(self._facts), Index(self._shots)
         self._lengths = [len(lm.token_ids(shot)) for shot in self._shots]

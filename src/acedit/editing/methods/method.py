@@ -70,19 +70,29 @@ class Method:
         return bool(self.stages or self.skip_query or self.skip_value) or self.layers == "query"
 
     def with_cot_prompts(self) -> "Method":
-        """This method with in-context and chain-of-thought primed edit prompts (section 6.2)."""
+        """This method with in-context and chain-of-thought primed edit prompts (section 6.2).
+
+        Raises UserError for a method that makes no edit from prompts.
+        """
+        if self.reader:
+            raise UserError(f"method {self.name!r} has no edit prompts to prime: leave --cot-prompts out")
         return replace(self, name=f"{self.name}-cot", summary=f"{self.summary}; primed prompts", primed=True)
 
     def skipping(self, *, query: int = 0, value: int = 0) -> "Method":
         """This method without its most important layers, under a name that says so (Table 4).
 
-        Raises UserError for a method that has none of its own.
+        Raises UserError for a method that has none of its own, or none of that kind.
         """
         said = [f"{kind}{n}" for kind, n in (("q", query), ("v", value)) if n]
         if not said:
             return self
         if self.writer or self.reader:
             raise UserError(f"method {self.name!r} has no layers of its own to leave out")
+        for kind, n in (("query", query), ("value", value)):
+            if n and self.layers not in ("all", kind) and all(stage.where != kind for stage in self.stages):
+                raise UserError(
+                    f"method {self.name!r} writes no {kind} layers: leave --skip-{kind} out for it"
+                )
         return replace(
             self,
             name=f"{self.name}-skip-{'-'.join(said)}",

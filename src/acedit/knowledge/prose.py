@@ -1,0 +1,27 @@
+"""Ordinary text that ships with the package: the start of Wikitext-2's validation text (docs/data.md).
+
+    wikitext()      # what fluency is measured on
+    prose()         # paragraphs after that: what key covariances are taken over where no facts are known
+
+The two do not overlap, or an edit would preserve the very text it is measured on.
+"""
+
+from functools import cache
+from importlib import resources
+
+MEASURED = 47_640  # characters
+
+
+@cache
+def _whole() -> str:
+    return (resources.files("acedit.knowledge") / "data" / "wikitext2.txt").read_text("utf-8")
+
+
+def wikitext() -> str:
+    """The first `MEASURED` characters."""
+    return _whole()[:MEASURED]
+
+
+def prose() -> list[str]:
+    """The paragraphs after them, about 90,000 tokens of a large model's."""
+    return [line for line in _whole()[MEASURED:].splitlines() if line.strip()]
