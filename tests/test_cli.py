@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from acedit.benchmark.leak import starts
-from acedit.cli import Progress, main
+from acedit.cli import Progress, _parser, main
 from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.errors import UserError
 from acedit.knowledge.facts import Edit, read_cases
@@ -647,3 +647,18 @@ def test_a_bench_of_which_nothing_came_says_so(run: Run, tmp_path: Path, model_d
     assert code == 2
     assert "nothing came of mend" in said
     assert "1 failed" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bench", "--json", "j", "--quiet", "show", "run"],
+        ["bench", "show", "--json", "j", "--quiet", "run"],
+    ],
+)
+def test_options_of_bench_stand_on_either_side_of_its_commands(words: list[str]) -> None:
+    args = _parser().parse_args(words)
+    assert (args.json, args.quiet, args.folders) == ("j", True, ["run"])
+    assert _parser().parse_args(["bench", "--out", "d", "tables", "run"]).out == "d"
+    bare = _parser().parse_args(["bench", "show", "run"])
+    assert (bare.json, bare.quiet) == (None, False)

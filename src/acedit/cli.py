@@ -76,9 +76,10 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     from acedit.cli_bench import add_bench
 
-    common = _Parser(add_help=False)
-    common.add_argument("--json", metavar="FILE", help="write the result as JSON too (docs/json.md)")
-    common.add_argument("--quiet", action="store_true", help="no progress and no notices")
+    common, again = _Parser(add_help=False), _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    for parser in (common, again):  # again: below a command that has them too, whose values stand
+        parser.add_argument("--json", metavar="FILE", help="write the result as JSON too (docs/json.md)")
+        parser.add_argument("--quiet", action="store_true", help="no progress and no notices")
     seeded = _Parser(add_help=False)
     seeded.add_argument(
         "--seed", type=whole(0, 2**63 - 1), default=0, help="seed of everything drawn (default 0)"
@@ -166,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch", metavar="N", type=whole(1), default=1, help="cases edited at once")
     evaluate.set_defaults(run=_evaluate)
 
-    add_bench(commands, [common, seeded, loading, facts], common)
+    add_bench(commands, [common, seeded, loading, facts], again)
     study = commands.add_parser(
         "study", parents=[common, seeded, loading, facts], help="the paper's findings, measured on a model"
     )

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
 
 def add_bench(
-    commands: Any, parents: Sequence[argparse.ArgumentParser], common: argparse.ArgumentParser
+    commands: Any, parents: Sequence[argparse.ArgumentParser], again: argparse.ArgumentParser
 ) -> None:
-    """Add `bench` and its own commands to the command line's."""
+    """Add `bench` and its own commands to the command line's.
+
+    again: options that stand before or after the name of a command of `bench`.
+    """
     bench = commands.add_parser(
         "bench", parents=parents, help="methods on cases: the paper's tables, resumable"
     )
@@ -76,23 +79,28 @@ def add_bench(
     bench.add_argument("--out", metavar="RUN", help="folder of the run; the same one goes on where it was")
     bench.set_defaults(run=_bench)
     more = bench.add_subparsers(title="commands", metavar="COMMAND")
-    show = more.add_parser("show", parents=[common], help="scores, costs and failures of a run")
+    show = more.add_parser("show", parents=[again], help="scores, costs and failures of a run")
     show.add_argument("folders", metavar="RUN", nargs="+", help="several: of other methods on the same cases")
     show.set_defaults(run=_bench_show)
     tables = more.add_parser(
-        "tables", parents=[common], help="Tables 2 to 4 and by position, the paper's beside"
+        "tables", parents=[again], help="Tables 2 to 4 and by position, the paper's beside"
     )
     tables.add_argument(
         "folders", metavar="RUN", nargs="+", help="several: of other methods on the same cases"
     )
-    tables.add_argument("--out", metavar="DIR", help="where to write them (the first RUN's tables/)")
+    tables.add_argument(
+        "--out",
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="where to write them (the first RUN's tables/)",
+    )
     tables.set_defaults(run=_bench_tables)
-    compare = more.add_parser("compare", parents=[common], help="differences between two runs, paired")
+    compare = more.add_parser("compare", parents=[again], help="differences between two runs, paired")
     compare.add_argument("folder", metavar="RUN")
     compare.add_argument("other", metavar="RUN")
     compare.set_defaults(run=_bench_compare)
     export = more.add_parser(
-        "export", parents=[common], help="every prompt, answer and score as CSV or Parquet"
+        "export", parents=[again], help="every prompt, answer and score as CSV or Parquet"
     )
     export.add_argument("folder", metavar="RUN")
     export.add_argument("--out", metavar="FILE", required=True, help="name ends in .csv or .parquet")
