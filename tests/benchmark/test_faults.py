@@ -93,6 +93,18 @@ def test_shared_questions_and_answers_that_stay_are_found() -> None:
     assert without([MOVES, same, alias], faults) == [MOVES]
 
 
+def test_a_chain_that_is_not_its_edits_is_found() -> None:
+    other = {
+        **MOVES.raw,
+        "requested_rewrite": [dict(MOVES.raw["requested_rewrite"][0], target_new={"str": "Ade"})],
+    }
+    ends = {**MOVES.raw, "new_answer": "Cusco", "new_answer_alias": []}
+    faults = audit(pack(cases_from([other, ends, MOVES.raw]), 1))
+    found = [f for f in faults if f.kind == "inconsistent"]
+    assert ["'Ade'" in found[0].detail, "'Cusco'" in found[1].detail] == [True, True]
+    assert len(found) == 2
+
+
 def test_a_case_against_itself_is_left_out() -> None:
     rows = [{**MOVES.raw, "requested_rewrite": [*MOVES.raw["requested_rewrite"]]}]
     twice = dict(rows[0]["requested_rewrite"][0], target_new={"str": "Peru"})

@@ -7,7 +7,8 @@
 What the audit of MQuAKE-Remastered (Zhong et al. 2024) found in the large batches of MQuAKE-CF: an edit
 of one case changes a fact that another case takes as it was (`contaminated`), edits of two cases
 contradict each other (`contradicting`, which `pack` keeps apart). Beside these: questions that two cases
-share (`duplicated`), and a new answer that is an alias of the old one (`aliased`), right before any edit.
+share (`duplicated`), a new answer that is an alias of the old one (`aliased`), right before any edit, and a
+chain after the edit that is not of the edit's own object, or does not end in the new answer (`inconsistent`).
 """
 
 from collections import defaultdict
@@ -19,7 +20,7 @@ from acedit.benchmark.ripple import RippleCase
 from acedit.benchmark.score import normalise
 from acedit.knowledge.facts import Case
 
-FaultKind = Literal["contradicting", "contaminated", "duplicated", "aliased"]
+FaultKind = Literal["contradicting", "contaminated", "duplicated", "aliased", "inconsistent"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def audit(groups: Sequence[Sequence[Case]], cases: Sequence[Case] = ()) -> list[
         *(fault for group in groups for fault in _contaminated(group)),
         *_duplicated(everything),
         *_aliased(everything),
+        *_inconsistent(everything),
     ]
 
 
@@ -124,6 +126,21 @@ def _aliased(cases: Sequence[Case]) -> Iterator[Fault]:
         new = {normalise(name) for name in (case.new_answer, *case.new_answer_aliases)}
         if shared := sorted((old & new) - {""}):
             yield Fault("aliased", case.id, "", f"{shared[0]!r} answers before and after the edit")
+
+
+def _inconsistent(cases: Sequence[Case]) -> Iterator[Fault]:
+    for case in cases:
+        last = case.hops_after[-1]
+        ends = (last.answer, *last.aliases, *case.new_answer_aliases)
+        pairs = [(case.new_answer, ends, "the last hop's answer")]
+        for fact in (case.after.facts[i] for i in case.edited):
+            edits = [edit for edit in case.edits if edit.key == fact.key]
+            names = tuple(name for edit in edits for name in (edit.target, *edit.aliases))
+            pairs.append((fact.object, names, "the edit's object"))
+        for said, names, what in pairs:
+            if normalise(said) not in map(normalise, names):
+                yield Fault("inconsistent", case.id, "", f"has {said!r} where {what} is {names[0]!r}")
+                break
 
 
 def counts(faults: Sequence[Fault]) -> dict[str, int]:
