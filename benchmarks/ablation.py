@@ -2,8 +2,8 @@
 
     python benchmarks/ablation.py --pool test --seeds 0 --n 50 --batch 25 --out results/ablation.json
 
-The steps: Algorithm 1 to the letter, section 5's multi-hop prompts, our prompts and a middle stage by the
-closed form, gradient steps on every down projection in place of the closed form, and then one after
+The steps: Algorithm 1 as `ace-paper` has it, section 5's multi-hop prompts, our prompts and a middle stage
+by the closed form, gradient steps on every down projection in place of the closed form, and then one after
 another what keeps the rest as it was: the text's covariance as the metric, the kin's keys in it, and the
 bound on what is written at a subject's own token, which makes it `ace`. After those, `ace` less one sort of
 prompt at a time. Rows and table are those of `main_table.py`.

@@ -17,6 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
+from readme_table import seedless
 
 import acedit
 from acedit.benchmark.evaluate import run_method
@@ -83,8 +84,7 @@ def table(rows: list[dict[str, object]]) -> str:
     shown = [m for m in METRICS if m not in ("mixed", "subset") and not m.endswith("_p")]
     groups: dict[str, list[dict[str, object]]] = defaultdict(list)
     for row in rows:
-        alike = {k: v for k, v in row["settings"].items() if k != "seed"}
-        groups[json.dumps(alike, sort_keys=True)].append(row)
+        groups[json.dumps(seedless(row), sort_keys=True)].append(row)
     lines = [
         "| method | at once | " + " | ".join(shown) + " | s a fact | rank | norm |",
         "|---|---|" + "---|" * (len(shown) + 3),

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from acedit.errors import UserError
-from acedit.report.files import check_writable, plain, record, write_json, write_text
+from acedit.plain import plain
+from acedit.report.files import check_writable, record, write_json, write_text
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:

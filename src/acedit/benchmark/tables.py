@@ -517,11 +517,7 @@ def comparison(
         for parts in columns.values():
             yield _difference([(_picked(mine, names), _picked(yours, names)) for names in parts])
         for n in numbers:
-            mine_n, yours_n = (
-                [r for r in _picked(side, ["subset"]) if cases[r.case]["edits"] == n]
-                for side in (mine, yours)
-            )
-            yield _difference([(mine_n, yours_n)])
+            yield _difference([(of_number(mine, n), of_number(yours, n))])
 
     body = tuple((name, *cells(records, theirs[name])) for name, records in ours.items() if name in theirs)
     head = ("editor", *columns, *(f"subset, {n}-edit" for n in numbers))

@@ -134,9 +134,11 @@ def text_of(lm: LanguageModel, known: Sequence[Fact]) -> list[str]:
     a layer has neurons, C would be of too low a rank, and the package's prose stands beside them, up to
     `TOKENS_A_NEURON` tokens a neuron."""
     said = belief_texts(known)
-    tokens = sum(len(lm.token_ids(text)) for text in dict.fromkeys(said))
-    if tokens >= lm.n_neurons:
-        return said
+    tokens = 0
+    for text in dict.fromkeys(said):
+        tokens += len(lm.token_ids(text))
+        if tokens >= lm.n_neurons:
+            return said
     for paragraph in prose():
         if tokens >= TOKENS_A_NEURON * lm.n_neurons:
             break

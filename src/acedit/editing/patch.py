@@ -15,7 +15,6 @@ else while a patch is on are lost when it comes off.
 
 import hashlib
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from acedit.knowledge.facts import Edit
 from acedit.knowledge.relations import Relation
 from acedit.lm.model import LanguageModel
 from acedit.lm.reader import Reader
+from acedit.plain import plain
 
 SCHEMA = 3
 TENSORS = "patch.safetensors"
@@ -167,7 +167,7 @@ class Patch:
         record = {
             "schema": SCHEMA,
             **self._record(),
-            "scores": _finite(self.scores),
+            "scores": plain(self.scores),
             "layers": [update.layer for update in self.updates],
             "sha256": hashlib.sha256(data).hexdigest(),
         }
@@ -254,11 +254,15 @@ def place_of(lm: LanguageModel, layers: Sequence[int]) -> dict[str, Any]:
 
 
 class PatchStack:
-    """The patches that are on a model, and the base of every weight they touch."""
+    """The patches that are on a model, and the base of every weight they touch.
+
+    fingerprint: of the base, taken before the first write. reader: what answers prompts under the patches.
+    """
 
     def __init__(self, lm: LanguageModel) -> None:
         self._lm = lm
         self.fingerprint = lm.fingerprint
+        self.reader: Reader | None = None
         self._active: dict[str, Patch] = {}
         self._base: dict[int, Tensor] = {}
 
@@ -313,7 +317,7 @@ class PatchStack:
             raise
         touched = {update.layer for patch in active.values() for update in patch.updates}
         kept = {layer: weight for layer, weight in base.items() if layer in touched}
-        self._active, self._base, self._lm.reader = active, kept, reader
+        self._active, self._base, self.reader = active, kept, reader
 
     def _weight(self, layer: int, base: Tensor, active: Mapping[str, Patch]) -> Tensor:
         """round(base + Σ Δ) of a layer, the base itself where no patch writes it."""
@@ -350,7 +354,6 @@ def _reader(lm: LanguageModel, active: Mapping[str, Patch]) -> Reader | None:
 
 def _stack(lm: LanguageModel) -> PatchStack:
     if lm.patch_stack is None:
-        lm.fingerprint  # noqa: B018  taken of the base, before the first write
         lm.patch_stack = PatchStack(lm)
     stack: PatchStack = lm.patch_stack
     return stack
@@ -405,18 +408,6 @@ def _edit(row: Mapping[str, Any]) -> Edit:
 
 def _dump(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, ensure_ascii=False, sort_keys=True)
-
-
-def _finite(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores with null for what is not a number: JSON has no word for it."""
-    return {
-        name: _finite(value)
-        if isinstance(value, Mapping)
-        else None
-        if isinstance(value, float) and not math.isfinite(value)
-        else value
-        for name, value in scores.items()
-    }
 
 
 def _digest(record: Mapping[str, Any]) -> str:

@@ -283,6 +283,8 @@ def _movable(
     if settings.space == "low_rank":
         return _LowRank(update, settings.rank, generator)
     if settings.space == "weights":
+        if not settings.limit:
+            return _Free(update, None)
         size = lm.down_weight(update.layer).detach().float().square().mean().sqrt()
         return _Free(update, None, settings.limit * float(size))
     if whiten is None:

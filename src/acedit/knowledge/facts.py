@@ -228,9 +228,7 @@ def _parse(path: str | Path, text: str) -> Any:
     if not text.strip():
         raise UserError(f"{path}: the file is empty")
     try:
-        return _json(text)
-    except _NotJson as bad:
-        raise UserError(f"{path}: cannot be read as JSON: {bad}") from None
+        return _json(path, text)
     except json.JSONDecodeError as error:
         lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
         if (
@@ -243,27 +241,23 @@ def _parse(path: str | Path, text: str) -> Any:
         rows = []
         for number, line in lines:
             try:
-                rows.append(_json(line))
-            except _NotJson as bad:
-                raise UserError(f"{path}: line {number} cannot be read as JSON: {bad}") from None
+                rows.append(_json(path, line, f"line {number} "))
             except json.JSONDecodeError as bad:
                 raise UserError(f"{path}: not JSON at line {number}, column {bad.colno}: {bad.msg}") from None
         return rows
 
 
-class _NotJson(Exception):
-    """JSON that Python's reader will not take."""
-
-
-def _json(text: str) -> Any:
+def _json(path: str | Path, text: str, where: str = "") -> Any:
+    """What json.loads gives. Raises UserError for what Python's reader gives up on, JSON or not."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         raise
     except RecursionError:
-        raise _NotJson("it is nested too deep") from None
+        wrong = "it is nested too deep"
     except ValueError:
-        raise _NotJson("it holds a number of too many digits") from None
+        wrong = "it holds a number of too many digits"
+    raise UserError(f"{path}: {where}cannot be read as JSON: {wrong}")
 
 
 def _kind(value: Any) -> str:

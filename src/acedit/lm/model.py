@@ -200,7 +200,6 @@ class LanguageModel:
     head_dim: int
     vocab_size: int
     context: int
-    reader: Reader | None = None  # what answers prompts in the model's place, see lm.reader
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any):
         """Wrap a loaded model. Raises `UserError` for an unknown family or offloaded weights."""
@@ -239,6 +238,15 @@ class LanguageModel:
     def patch_stack(self, stack: Any) -> None:
         setattr(self.model, _PATCHES, stack)
 
+    @property
+    def _patched(self) -> bool:
+        return self.patch_stack is not None and len(self.patch_stack) > 0
+
+    @property
+    def reader(self) -> Reader | None:
+        """What answers prompts in the model's place, see lm.reader: of the patches that are on."""
+        return None if self.patch_stack is None else self.patch_stack.reader
+
     # Modules
 
     def _at(self, path: str, root: nn.Module | None = None) -> nn.Module:
@@ -264,7 +272,7 @@ class LanguageModel:
 
     def refuse_patched(self, what: str) -> None:
         """Raises UserError if a patch is on, for work that is of the unedited model."""
-        if self.patch_stack is not None and len(self.patch_stack):
+        if self._patched:
             raise UserError(f"a patch is on: {what} is of the unedited model; remove the patch first")
 
     @property
@@ -496,7 +504,7 @@ class LanguageModel:
 
         The same checkpoint loaded in another dtype is another model: its rounding differs.
         """
-        if self.patch_stack is not None and len(self.patch_stack):
+        if self._patched:
             return str(self.patch_stack.fingerprint)  # of the weights under the patches
         digest = hashlib.sha256()
         for field in _ARCHITECTURE:

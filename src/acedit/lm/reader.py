@@ -1,6 +1,6 @@
 """What stands between a prompt and the model, for methods that edit by what the model reads.
 
-    lm.reader = reader          # editing.patch does this while such a patch is on
+    lm.reader                   # the patches' that are on, see editing.patch; None for none
     lm.generate(prompts)        # what the reader makes of them
     lm.greedy(prompts)          # the model alone
 

@@ -1,20 +1,17 @@
 """Files written whole or not at all, and JSON that other programs can read.
 
-    write_text(Path("out/page.html"), text)
-    write_json(Path("scores.json"), record("evaluate", scores=scores))
-
-NaN and infinities become null: JSON has no word for them.
+write_text(Path("out/page.html"), text)
+write_json(Path("scores.json"), record("evaluate", scores=scores))
 """
 
 import json
-import math
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from acedit.errors import UserError
+from acedit.plain import plain
 
 SCHEMA = 1
 """Version of every JSON object the command line writes; docs/json.md describes it."""
@@ -23,23 +20,6 @@ SCHEMA = 1
 def record(command: str, **fields: Any) -> dict[str, Any]:
     """An object for `--json`: its schema version, the command, then `fields`."""
     return {"schema": SCHEMA, "command": command, **fields}
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON types; numbers that are not finite as None. Raises TypeError for other types."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if hasattr(value, "item"):  # numpy and torch scalars
-        return plain(value.item())
-    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def write_json(path: str | Path, value: Any) -> Path:
@@ -59,12 +39,13 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     cannot be written; what stood there before then still stands.
     """
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
-        path.write_bytes(data)
-        return path
-    path = path.resolve() if path.is_symlink() else path
+    special = path.exists() and not path.is_file() and not path.is_dir()
+    path = path.resolve() if path.is_symlink() and not special else path
     partial = path.with_name(f".{path.name}-{os.getpid()}")
     try:
+        if special:
+            path.write_bytes(data)
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data)
         partial.replace(path)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from acedit.plain import plain
 from acedit.report.charts import Chart, bundle
-from acedit.report.files import plain
 from acedit.report.text import LayerLike, NeuronLike, PlanLike, chosen_as, quoted, score_rows
 
 

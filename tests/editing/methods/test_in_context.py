@@ -69,6 +69,18 @@ def test_a_later_edit_takes_its_subject_out_of_earlier_demonstrations() -> None:
     assert re.findall("New Fact: Person 3 .*", read) == ["New Fact: Person 3 is a citizen of Chile"]
 
 
+def test_a_reader_is_of_the_model_whatever_wraps_it() -> None:
+    one = tiny_lm("qwen3", max_position_embeddings=4096)
+    other = LanguageModel(one.model, one.tokenizer)
+    patch = edit(one, [EDIT], known=KNOWN, method="ike")
+    with patch.applied(one):
+        assert other.reader is not None
+        patch.remove(other)
+        assert one.reader is None
+        patch.apply(other)
+        assert one.reader is other.reader is not None
+
+
 def test_mello_looks_for_the_subquestion_not_for_the_answer() -> None:
     said = "Subquestion: Who leads Peru?\nGenerated answer: the head of Peru is Bo Ray.\n"
     assert mello._subquestion(said) == "Who leads Peru?"
