@@ -7,18 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
+import acedit
 from acedit.attribution.plan import Plan
 from acedit.editing.batch import Batch
-from acedit.editing.edit import TOKENS_A_NEURON, edit, own_answers, text_of
+from acedit.editing.edit import TOKENS_A_NEURON, edit, ended, own_answers, text_of
 from acedit.editing.keys import keys_at
 from acedit.editing.methods import Method, method, methods
 from acedit.editing.patch import Patch
 from acedit.errors import UserError
-from acedit.knowledge.compose import Prompt
+from acedit.knowledge.compose import Prompt, asked
 from acedit.knowledge.facts import Edit, Fact
 from acedit.knowledge.prose import prose, wikitext
 from acedit.knowledge.relations import mquake
 from acedit.lm.model import LanguageModel
+from acedit.report.demo import facts_of
+from acedit.world.graph import build_world
 from tests.tiny import tiny_lm
 
 R = mquake()
@@ -280,3 +283,27 @@ def test_held_prompts_take_the_modelsown_answers(tmp_path: Path) -> None:
     single, held = own_answers(lm, prompts)
     assert single == prompts[1]
     assert held.answer == said
+
+
+def test_answers_are_ended_as_the_model_ends_what_it_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cloze by a full stop, a question by a line's end; by nothing where known answers end in many ways."""
+    bundled = acedit.load("bundled", dtype=torch.float32)
+    facts = [f for f in facts_of(build_world(), []) if f.relation.id == "P36" and f.relation.questions][:20]
+    replay = [Prompt(f.prompt, f.subject, f.object, "replay") for f in facts]
+    replay += [Prompt(asked(f.relation.questions[0]), f.subject, f.object, "replay") for f in facts]
+    new = [
+        Prompt("The capital of {} is", "Peru", "Abomey", "single", 0),
+        Prompt("Question: What is the capital of {}?\nAnswer:", "Peru", "Abomey", "single", 0),
+        Prompt("Question: Where?\nThoughts: The capital of {} is", "Peru", "Abomey", "single", 0),
+    ]
+
+    def ends(held: list[Prompt]) -> list[str]:
+        return ["" if p.end is None else bundled.tokenizer.decode([p.end]) for p in ended(bundled, new, held)]
+
+    assert ends(replay) == [".", "\n", "."]
+    assert ends(replay[:20]) == [".", "", "."]
+    assert ends([]) == ["", "", ""]
+    monkeypatch.setattr("acedit.editing.edit.ALIKE", 1.01)
+    assert ends(replay) == ["", "", ""]

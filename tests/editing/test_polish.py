@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from acedit.editing.batch import split
+from acedit.editing.batch import Batch, split
 from acedit.editing.keys import keys_at
-from acedit.editing.polish import LEAST, Part, Polish, _Pool, polish
+from acedit.editing.polish import LEAST, VAIN, Part, Polish, _Pool, polish
 from acedit.editing.solve import whitening
 from acedit.editing.stages import Update, updates_in
 from acedit.lm.model import LanguageModel
@@ -144,3 +144,57 @@ def test_wrong_prompts_are_drawn_first(model: LanguageModel) -> None:
         kept = sum(len(rows) for i, rows in drawn.items() if parts[i].kept)
         assert kept == 2
         assert sum(map(len, drawn.values())) == 4
+
+
+def test_what_was_right_is_looked_at_again(model: LanguageModel) -> None:
+    """Prompts that stay wrong do not keep the others from being seen."""
+    parts = [Part(model, Batch.of(model, prompts(3)), 0, kept=False)]
+    pool = _Pool(parts, Polish(rows=4))
+    generator = torch.Generator().manual_seed(0)
+    seen: set[int] = set()
+    for step in range(8):
+        rows = pool.draw(generator)[0]
+        # Three of the six stay wrong and are drawn at every step.
+        pool.seen(0, rows, torch.where(rows < 3, 9.0 * 0.9**step, 0.0))
+        if step >= 3:
+            seen |= set(rows.tolist())
+    assert seen == set(range(6))
+
+
+def test_a_prompt_that_cannot_be_said_is_given_up(model: LanguageModel) -> None:
+    """It ends before its steps do, where two prompts deny each other, and comes back if it gets better."""
+    rows = prompts(1)
+    clash = [*rows[:1], replace(rows[0], answer="7 7")]
+    steps: list[int] = []
+    settings = Polish(steps=400, lr=1e-2)
+    batches = split(model, clash)
+    polish(model, zero(model), batches, (), settings, seed=0, progress=lambda step, *_: steps.append(step))
+    assert VAIN < len(steps) < 400
+
+    pool = _Pool([Part(model, Batch.of(model, clash), 0, kept=False)], Polish(rows=2))
+    for _ in range(VAIN + 1):
+        pool.seen(0, torch.tensor([0, 1]), torch.tensor([3.0, 3.0]))
+    assert pool.seems_done()
+    pool.seen(0, torch.tensor([1]), torch.tensor([1.0]))
+    assert pool.wrong() == {"edit": 1, "replay": 0}
+
+
+@pytest.mark.parametrize(("lr", "screen", "wanted"), [(1e-9, True, 160), (1e-9, False, 80), (2e-2, True, 80)])
+def test_it_goes_on_while_much_is_unsaid(
+    model: LanguageModel, lr: float, screen: bool, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate falls in the last 40 steps, and begins to when most is said or 120 are gone."""
+    monkeypatch.setattr("acedit.editing.polish.VAIN", 1000)
+    batches = split(model, prompts())
+    steps: list[tuple[int, int]] = []
+    settings = Polish(steps=80, lr=lr, screen=screen, stop=2.5 if lr > 1e-3 else 0.05)
+    polish(model, zero(model), batches, (), settings, seed=0, progress=lambda *now: steps.append(now[:2]))
+    assert len(steps) <= wanted
+    assert steps[-1][1] == wanted
+
+
+def test_what_must_stay_is_never_given_up(model: LanguageModel) -> None:
+    pool = _Pool([Part(model, Batch.of(model, prompts(1)[:1]), 0, kept=True)], Polish(rows=2))
+    for _ in range(3 * VAIN):
+        pool.seen(0, torch.tensor([0]), torch.tensor([3.0]))
+    assert not pool.seems_done()

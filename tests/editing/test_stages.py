@@ -1,5 +1,7 @@
 """Batches, the v* search and the sweep, on a random tiny model of several families."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -40,6 +42,14 @@ def test_batch_marks_where_answers_are_read(model: LanguageModel) -> None:
     for i, prompt in enumerate(batch.prompts):
         upto = model.tokenizer.decode(batch.encoded.input_ids[i, : int(batch.subject[i]) + 1])
         assert upto.replace(" ", "").endswith(prompt.subject.replace(" ", ""))
+
+
+def test_an_end_is_read_behind_its_answer(model: LanguageModel) -> None:
+    plain = prompts(1)[:1]
+    ended = [replace(p, end=5) for p in plain]
+    before, after = Batch.of(model, plain), Batch.of(model, ended)
+    assert after.answer_ids.tolist() == [*before.answer_ids.tolist(), 5]
+    assert int(after.answer_at[-1]) == int(before.answer_at[-1]) + 1
 
 
 def test_nll_is_that_of_a_full_run(model: LanguageModel) -> None:

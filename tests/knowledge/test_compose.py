@@ -113,6 +113,35 @@ def test_reserved_facts_are_never_kept_or_replayed(world: World, known: list[Fac
             assert (prompt.subject, prompt.answer) not in kept
 
 
+def test_replay_is_thought_aloud_as_far_as_asked(world: World, known: list[Fact]) -> None:
+    """The share given, each hop of what is known said in turn; none of it is an edit's or reserved."""
+    edits = edits_of(world, 4)
+    plain = [p for p in Composer(edits, known).prompts() if p.kind == "replay"]
+    assert not [p for p in plain if p.form == "thoughts"]
+    amounts = Amounts(replay=150, aloud=0.5)
+    replay = [p for p in Composer(edits, known, amounts=amounts).prompts() if p.kind == "replay"]
+    aloud = [p for p in replay if p.form == "thoughts"]
+    assert 0.35 < len(aloud) / len(replay) < 0.6
+    said = {f"{f.prompt.format(f.subject)} {f.object}.": f for f in known}
+    for prompt in aloud:
+        assert prompt.answer.startswith(tuple(said))
+        first = max((text for text in said if prompt.answer.startswith(text)), key=len)
+        assert said[first].subject == prompt.subject
+        assert not reserved(*said[first].key)
+        assert said[first].key not in {e.key for e in edits}
+    assert any(len(p.answer.split(". ")) > 1 for p in aloud)
+
+
+def test_a_prompt_s_form_is_what_stands_last() -> None:
+    def form(template: str) -> str:
+        return Prompt(template, "Peru", "Lima", "single").form
+
+    assert form("The capital of {} is") == "cloze"
+    assert form("Question: What is the capital of {}?\nAnswer:") == "question"
+    assert form("Question: What is the capital of {}?\nThoughts:") == "thoughts"
+    assert form("Question: Where?\nThoughts: The capital of {} is") == "cloze"
+
+
 def test_without_known_facts_the_edit_s_own_prompts_remain(world: World) -> None:
     kinds = {p.kind for p in Composer(edits_of(world, 3)).prompts()}
     assert kinds == {"single"}

@@ -3,8 +3,8 @@
     batch = Batch.of(lm, prompts)
     batch.nll(lm, logits_of_answers)       # (rows,), nats a token
 
-A row is prompt + answer + nothing else. Rows of a `Batch` share one padded length; `split` cuts a long
-list into batches of like length, so that little is padded.
+A row is prompt + answer (with its end, where the prompt has one) + nothing else. Rows of a `Batch` share
+one padded length; `split` cuts a long list into batches of like length, so that little is padded.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Batch:
             subject.append(where)
         encoded = lm.encode(texts)
         for i, (prompt, length) in enumerate(zip(prompts, encoded.lengths.tolist(), strict=True)):
-            answer = lm.token_ids(prompt.answer)
+            answer = lm.token_ids(prompt.answer) + ([] if prompt.end is None else [prompt.end])
             row = encoded.input_ids[i, :length].tolist() + answer
             if len(row) > lm.context:
                 raise UserError(

@@ -11,6 +11,7 @@ object). The text for the covariance is the known facts said as they are, before
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -44,6 +45,7 @@ Progress = Callable[[str], None]
 
 KEPT = ("hold", "replay")  # held to the unedited model, nothing is written
 TOKENS_A_NEURON = 16  # of prose, where little is known
+ENDINGS, ALIKE = 64, 0.9  # known answers whose ends are looked at, and the share that must end alike
 FLOOR = 1e-6  # of the mean diagonal, added to what is preserved: a short text spans few keys
 
 
@@ -224,6 +226,8 @@ def _worded(
         written = [p for p in written if p.kind != "single" or p.template == edits[p.edit].prompt]
     if chosen.prefixes:
         written = _prefixed(lm, written, chosen.prefixes, seed)
+    if chosen.ends:
+        written = ended(lm, written, held)
     return [*written, *primed, *held]
 
 
@@ -306,6 +310,26 @@ def own_answers(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     lines = (text.strip().split("\n", 1)[0] for text in said)
     own = [replace(p, answer=line) for p, line in zip(unsaid, lines, strict=True) if line]
     return [p for p in prompts if p.answer] + own
+
+
+@torch.no_grad()
+def ended(lm: LanguageModel, prompts: Sequence[Prompt], held: Sequence[Prompt]) -> list[Prompt]:
+    """`prompts` with the token by which the model ends what it knows (`held`'s replay) in the same form.
+
+    Left without one where it ends them in several ways. A name that the model never said has no end of its
+    own: "Abomey" went on as "Abomeyerusalem".
+    """
+    ends: dict[str, int] = {}
+    for form in {p.form for p in prompts}:
+        some = [p for p in held if p.kind == "replay" and p.form == form][:ENDINGS]
+        if not some:
+            continue
+        encoded = Batch.of(lm, some).encoded
+        hidden = lm.run_backbone(encoded)[torch.arange(len(some)), encoded.lengths - 1]
+        token, count = Counter(lm.head_logits(hidden).argmax(-1).tolist()).most_common(1)[0]
+        if count >= ALIKE * len(some):
+            ends[form] = token
+    return [replace(p, end=ends.get(p.form)) for p in prompts]
 
 
 def swept(

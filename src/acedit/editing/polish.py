@@ -3,9 +3,12 @@
     updates = polish(lm, updates, edit_batches, replay_batches, Polish(), seed=0)
 
 Starts from what the closed form wrote (`stages.sweep`). Prompts that were wrong when last seen, or not
-seen yet, come first: those of the edit that are not said surely enough, those to be kept that drifted.
-When none is left, all are looked at once more, and if none is wrong the work is done. So an edit of one
-fact takes a few steps and one of a hundred takes as many as it needs.
+seen yet, come first: those of the edit that are not said surely enough, those to be kept that drifted. A
+share of every step goes to those seen longest ago, since what was right may be so no more. When none is
+left, all are looked at once more, and if none is wrong the work is done. So an edit of one fact takes a
+few steps and one of a hundred takes as many as it needs. A prompt of the edit that many looks bring no
+nearer (its answer holds a token the model cannot say, or another prompt denies it) is given up: else its
+steps would undo the rest.
 
 Footguns: weights are never touched, the updates act through hooks. `drift` and `stop` are tolerances on
 the prompts at hand; what no prompt asks is protected by the space Δ moves in, not by them.
@@ -30,6 +33,15 @@ from acedit.lm.suffix import Suffix
 # A fact of few prompts, all of them in every step, is learned by heart before the steps have gone far.
 FEWEST, SHARE = 16, 20
 LEAST = 60  # steps that `passes` leaves to the fewest prompts
+STALE = 0.25  # of a step's rows, those seen longest ago
+SLOW, MOST = (
+    0.2,
+    2,
+)  # the rate stays while this share of the edit is unsaid, at most for so many times the steps
+VAIN, BETTER = (
+    12,
+    0.95,
+)  # a prompt is given up after so many looks at no less than this share of its best loss
 
 
 @dataclass(frozen=True)
@@ -46,8 +58,9 @@ class Polish:
     rows: a step, half of each sort where both have so many. screen: draw those that are wrong first, and
     end when none is; without it all in turn. passes: as many steps (but `LEAST`) as give so many looks at a
     prompt on average, and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps` and `rows`
-    for any. stop: a prompt of the edit is done below this NLL, drift: a kept one is unharmed below this KL
-    (both nats a token).
+    for any. The rate falls in the second half, which with screening begins later where much is unsaid.
+    stop: a prompt of the edit is done below this NLL, drift: a kept one is unharmed below this KL (both nats
+    a token).
     """
 
     steps: int = 100
@@ -126,15 +139,19 @@ def polish(
     steps = settings.steps
     if settings.passes is not None:
         steps = max(LEAST, round(settings.passes * total / settings.rows))
-    for step in range(steps):
+    falls = max(1, steps - steps // 2)
+    start, step = steps - falls, 0
+    while step < start + falls:
         if settings.screen and pool.seems_done():
             with _moving_in(lm, moving), torch.no_grad():
                 pool.screen()
             if pool.seems_done():
                 break
+        if settings.screen and step == start < MOST * steps - falls and pool.unsaid() > SLOW:
+            start += 1
         if progress is not None:
-            progress(step, steps, pool.wrong())
-        adam.param_groups[0]["lr"] = settings.lr * min(1.0, 2 * (1 - step / steps))
+            progress(step, start + falls, pool.wrong())
+        adam.param_groups[0]["lr"] = settings.lr * min(1.0, (start + falls - step) / falls)
         picked = pool.draw(generator)
         adam.zero_grad()
         with _moving_in(lm, moving) as deltas:
@@ -152,6 +169,7 @@ def polish(
             for one, delta in zip(moving, deltas, strict=True):
                 one.delta().backward(delta.grad)
         adam.step()
+        step += 1
         for one in moving:
             one.bound()
     return [one.finished() for one in moving]
@@ -169,12 +187,20 @@ class _Pool:
         limit = torch.where(self._kept, settings.drift, settings.stop)
         self._limit = limit
         self._last = torch.full_like(limit, float("inf"))
-        self._looks = torch.zeros_like(limit)
+        self._best = self._last.clone()
+        self._looks, self._vain, self._when = (torch.zeros_like(limit) for _ in range(3))
+        self._time = 0
 
     def seen(self, part: int, rows: Tensor, losses: Tensor) -> None:
         at = self._start[part] + rows.cpu()
-        self._last[at] = losses.float().cpu()
+        now = losses.float().cpu()
+        better = now < BETTER * self._best[at]
+        self._vain[at] = torch.where(better, 0.0, self._vain[at] + 1)
+        self._best[at] = torch.where(better, now, self._best[at])
+        self._last[at] = now
         self._looks[at] += 1
+        self._time += 1
+        self._when[at] = self._time
 
     def screen(self) -> None:
         """Look at every prompt."""
@@ -182,38 +208,51 @@ class _Pool:
             self.seen(i, torch.arange(len(part.batch)), part.losses())
 
     def seems_done(self) -> bool:
-        return bool((self._last <= self._limit).all())
+        return not self._wrong().any()
+
+    def _wrong(self) -> Tensor:
+        """Those that were wrong when last seen, or were not seen yet, less those given up."""
+        return (self._last > self._limit) & (self._kept | (self._vain < VAIN))
 
     def wrong(self) -> dict[str, int]:
-        """How many prompts of each sort are wrong, or not seen yet."""
-        off = self._last > self._limit
+        """How many prompts of each sort are worked on."""
+        off = self._wrong()
         return {"edit": int((off & ~self._kept).sum()), "replay": int((off & self._kept).sum())}
+
+    def unsaid(self) -> float:
+        """The share of the edit's prompts that are worked on."""
+        return self.wrong()["edit"] / max(1, int((~self._kept).sum()))
 
     def draw(self, generator: torch.Generator) -> dict[int, Tensor]:
         """Rows by part, ascending: half of each sort where both have so many.
 
-        With screening, those that are wrong or not yet seen come first, without it those seen least.
+        With screening, those that are wrong or not yet seen come first and a share is of those seen longest
+        ago, without it those seen least come first.
         Parts are taken in random order, rows within them too: a few whole rows of like length run
         faster than some of each.
         """
         part = torch.rand(len(self._parts), generator=generator)[self._part]
         chance = part + 1e-3 * torch.rand(len(self._last), generator=generator)
-        if self._settings.screen:
-            chance = chance + (self._last > self._limit) * 2
-        else:
-            chance = chance - 2 * self._looks
+        chance = chance + 2 * (self._wrong() if self._settings.screen else -self._looks)
         edit, kept = [
             sort[chance[sort].argsort(descending=True)]
             for sort in (torch.nonzero(~self._kept)[:, 0], torch.nonzero(self._kept)[:, 0])
         ]
         rows = self._settings.rows
         few = min(len(edit), max(rows // 2, rows - len(kept)))
-        picked = torch.cat([edit[:few], kept[: rows - few]]).sort().values
+        picked = torch.cat([self._first(edit, few), self._first(kept, rows - few)]).sort().values
         device = self._parts[0].batch.subject.device
         return {
             i: (picked[self._part[picked] == i] - self._start[i]).to(device)
             for i in self._part[picked].unique().tolist()
         }
+
+    def _first(self, ranked: Tensor, count: int) -> Tensor:
+        """The first `count`; with screening a share of them are those seen longest ago of the others."""
+        count = min(count, len(ranked))
+        stale = round(STALE * count) if self._settings.screen else 0
+        rest = ranked[count - stale :]
+        return torch.cat([ranked[: count - stale], rest[self._when[rest].argsort(stable=True)][:stale]])
 
 
 class _Moving(ABC):

@@ -117,7 +117,8 @@ class Prompt:
     """A text for the model to continue, and what it should say.
 
     `template` holds one `{}` where `subject` goes; `edit` is the index of the edit it serves, -1 for
-    `replay`. The edited token of a subject-token stage is the last token of that subject.
+    `replay`. The edited token of a subject-token stage is the last token of that subject. `end` is the id
+    of the token that is to follow the answer, if that is to be learned too.
     """
 
     template: str
@@ -125,11 +126,19 @@ class Prompt:
     answer: str
     kind: Kind
     edit: int = -1
+    end: int | None = None
 
     @property
     def text(self) -> str:
         """The filled template."""
         return self.template.replace("{}", self.subject)
+
+    @property
+    def form(self) -> Literal["cloze", "question", "thoughts"]:
+        """How it asks, by what stands last: a sentence to complete, "Answer:" or "Thoughts:"."""
+        if self.template.endswith("\nAnswer:"):
+            return "question"
+        return "thoughts" if self.template.endswith("\nThoughts:") else "cloze"
 
 
 def asked(question: str) -> str:
@@ -143,7 +152,8 @@ class Amounts:
 
     hold: relations of the subject's kin that it is asked after, each as cloze and question. kin: subjects of
     the same relation that are asked after it in all its wordings and in some frames around its noun phrases,
-    so many for one edit and for each of n a share, one at least. left_out: the share of second relations
+    so many for one edit and for each of n a share, one at least. aloud: the share of replay that is thought
+    aloud, whole chains said hop by hop. left_out: the share of second relations
     (what follows from the new object) that no prompt asks, 0 but for measuring how far an edit carries
     beyond its own prompts.
     """
@@ -155,6 +165,7 @@ class Amounts:
     replay: int = 40  # twice that for one edit; for n, so many times 1 + n // 3
     hold: int = 0
     kin: int = 0
+    aloud: float = 0.0
     left_out: float = 0.0
 
 
@@ -386,6 +397,11 @@ class Composer:
             if any(f.key in self._edited for f in path) or path[0].subject in self._exclude:
                 continue
             hops = [f.relation for f in path]
+            if self.amounts.aloud and hops[-1].questions and rng.random() < self.amounts.aloud:
+                said = thoughts((f.relation, f.subject, f.object) for f in path)
+                text = asked_thoughts(chain_question("{}", hops, rng))
+                yield Prompt(text, fact.subject, said, "replay", -1)
+                continue
             form = list(self._asks(fact.subject, hops, path[-1].object, "replay", -1, rng))
             yield rng.choice(form)
 

@@ -5,9 +5,9 @@ The paper writes value layers on multi-hop prompts and query layers on single-ho
 the prompts and the closed form's metric, and leaves the closed form: it moves the down projections by
 gradient in the space Δ·C^(1/2), where a step along keys that text uses much costs much (Eq. 11's first
 term), until every prompt is said and none that must stay has drifted. What the FFNs write at the subject's
-own token may change by a tenth (in square): beyond that what else is known of it drowns there. Started from
-the closed form it kept less (docs/decisions.md). `ace-query` and `ace-value` are `ace` with one stage's
-prompts alone.
+own token may change by a tenth (in square): beyond that what else is known of it drowns there. An answer is
+learned with its end, and a quarter of what is replayed is thought aloud. Started from the closed form it
+kept less (docs/decisions.md). `ace-query` and `ace-value` are `ace` with one stage's prompts alone.
 """
 
 from dataclasses import replace
@@ -18,13 +18,14 @@ from acedit.editing.stages import Stage
 from acedit.knowledge.compose import Amounts
 
 PASSES = 4
-AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8, hold=12, kin=16)
+AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8, hold=12, kin=16, replay=80, aloud=0.25)
 
 ACE = Method(
     name="ace",
     summary="all stages' prompts by gradient in the closed form's metric (ours)",
     layers="all",
     amounts=AMOUNTS,
+    ends=True,
     polish=Polish(space="whitened", near=1.0, shift=30.0, unfelt=0.1, passes=PASSES),
 )
 

@@ -28,6 +28,7 @@ class Method:
     v* is held to what the model says of "SUBJECT is a" (the KL of Eq. 13). form: the closed form, "ridge"
     (Eq. 12), "equality" (ROME, EMMET) or "null" (AlphaEdit), see `solve`. polished: prompts the gradient
     steps pull.
+    ends: the token that ends an answer is learned with it (`edit.ended`).
     primed: each prompt that thinks aloud is repeated behind the shots of appendix G.1 (section 6.2).
     writer: a module whose `write(lm, edits, prompts)` makes the updates, for methods that have no stages; its
     `state(fingerprint)`, if any, names files that it reads (`Method.state`).
@@ -51,6 +52,7 @@ class Method:
     amounts: Amounts = field(default_factory=Amounts)
     polish: Polish | None = None
     polished: tuple[Kind, ...] = ("single", "lead", "ripple", "middle", "keep")
+    ends: bool = False
     primed: bool = False
     writer: str = ""
     reader: str = ""
