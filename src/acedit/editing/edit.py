@@ -30,6 +30,7 @@ from acedit.editing.methods import Method
 from acedit.editing.methods import method as named_method
 from acedit.editing.patch import LayerUpdate, Patch, edits_on, place_of
 from acedit.editing.polish import polish
+from acedit.editing.sayable import unsayable
 from acedit.editing.solve import Metric, factor, inverse, null_space
 from acedit.editing.stages import Stage, Update, Writing, mean_by, sweep, updates_in
 from acedit.editing.target import search
@@ -87,6 +88,10 @@ def edit(
         log.warning(
             "no known facts given: the edit is made from its own prompts alone, "
             "so chains that pass through it, and its neighbours, are not looked after"
+        )
+    for answer, token in unsayable(lm, [one.target for one in edits]).items():
+        log.warning(
+            "the model cannot say %r: its training never told the token %r from others", answer, token
         )
     texts = text or text_of(lm, known)
     known = believed(lm, edits, known)
