@@ -29,6 +29,10 @@ def test_composed_prompts_never_score(known: list[Fact], pool: str) -> None:
     prompts = _prompts(cases, known)
     assert {p.kind for p in prompts} == {"single", "lead", "ripple", "middle", "keep", "replay"}
     check(prompts, cases)
+    ways = {"exclude": starts(cases), "avoid": scored_texts(cases), "amounts": method("ace").amounts}
+    prompts = Composer(merged_edits(cases), known, **ways).prompts()
+    assert {p.kind for p in prompts if p.form == "thoughts"} == {"replay"}
+    check(prompts, cases)
 
 
 def test_real_cases_keep_the_rule(known: list[Fact]) -> None:
@@ -61,6 +65,9 @@ def test_a_leak_is_seen(known: list[Fact]) -> None:
     asks = Prompt(f"Question: {cases[0].questions[0]}\nAnswer:", "", "x", "replay")
     with pytest.raises(LeakError, match="scored wording"):
         check([*prompts, asks], cases)
+    wording = next(iter(scored_texts(cases)))
+    with pytest.raises(LeakError, match="scored wording"):
+        check([Prompt("Question: {}?\nThoughts:", "Peru", f"So it is. {wording}", "ripple")], cases)
     lead = next(p for p in prompts if p.kind == "lead")
     with pytest.raises(LeakError, match="starts where"):
         check([replace(lead, subject=next(iter(starts(cases))))], cases)

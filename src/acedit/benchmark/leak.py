@@ -4,9 +4,9 @@
     edit(lm, edits, known=facts, **scored, watch=lambda prompts: check(prompts, cases))
 
 `exclude` and `avoid` keep the rule, `check` is the alarm: it raises before anything is written. A prompt
-breaks the rule if it holds a scored question or wording (from the start of a sentence on), or if it starts
-from an entity that a scored question starts from (the edited subjects' own prompts aside). Facts that
-specificity is measured on are kept out where prompts are made (`compose.reserved`).
+breaks the rule if it or its answer holds a scored question or wording (from the start of a sentence on), or
+if it starts from an entity that a scored question starts from (the edited subjects' own prompts aside).
+Facts that specificity is measured on are kept out where prompts are made (`compose.reserved`).
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def check(prompts: Sequence[Prompt], cases: Sequence[Case | RippleCase]) -> None
     scored, first = scored_texts(cases), starts(cases)
     for prompt in prompts:
         for text in scored:
-            if holds(prompt.text, text):
-                raise LeakError(f"the prompt {prompt.text!r} holds the scored wording {text!r}")
+            if holds(prompt.whole, text):
+                raise LeakError(f"the prompt {prompt.whole!r} holds the scored wording {text!r}")
         if prompt.kind in ("lead", "middle", "replay") and prompt.subject in first:
             raise LeakError(f"the prompt {prompt.text!r} starts where a scored question starts")

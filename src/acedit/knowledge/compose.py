@@ -134,6 +134,11 @@ class Prompt:
         return self.template.replace("{}", self.subject)
 
     @property
+    def whole(self) -> str:
+        """The filled template and the answer."""
+        return f"{self.text} {self.answer}"
+
+    @property
     def form(self) -> Literal["cloze", "question", "thoughts"]:
         """How it asks, by what stands last: a sentence to complete, "Answer:" or "Thoughts:"."""
         if self.template.endswith("\nAnswer:"):
@@ -217,7 +222,7 @@ class Composer:
             ):
                 made.extend(dict.fromkeys(part(i, edit, rng)))
         made.extend(dict.fromkeys(self._replay(random.Random(f"{self._seed}/replay"))))
-        return [p for p in made if not any(holds(p.text, text) for text in self._avoid)]
+        return [p for p in made if not any(holds(p.whole, text) for text in self._avoid)]
 
     def _single(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         for template in edit.relation.prompts:
