@@ -8,6 +8,7 @@ import pytest
 from acedit.knowledge.compose import (
     Amounts,
     Composer,
+    Prompt,
     asked,
     belief_texts,
     chain_cloze,
