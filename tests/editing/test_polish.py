@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from acedit.editing.batch import Batch, split
+from acedit.editing.batch import split
 from acedit.editing.keys import keys_at
-from acedit.editing.polish import LEAST, VAIN, Part, Polish, _Pool, polish
+from acedit.editing.polish import LEAST, VAIN, Polish, _Pool, polish
+from acedit.editing.rows import Rows
 from acedit.editing.solve import whitening
 from acedit.editing.stages import Update, updates_in
 from acedit.lm.model import LanguageModel
@@ -32,7 +33,7 @@ def test_polish_lowers_the_loss_and_leaves_weights(model: LanguageModel, space: 
     weights = [model.down_weight(layer).clone() for layer in range(model.n_layers)]
     white = {layer: whitening(torch.eye(model.n_neurons)) for layer in (0, 1)}
     settings = Polish(steps=30, lr=2e-2, space=space, replay=0.0)  # type: ignore[arg-type]
-    done = polish(model, start, batches, (), settings, seed=0, whiten=white)
+    done = polish(model, start, rows, (), settings, seed=0, whiten=white)
 
     def loss(updates: list[Update]) -> float:
         with updates_in(model, updates), torch.no_grad():
@@ -47,12 +48,12 @@ def test_polish_lowers_the_loss_and_leaves_weights(model: LanguageModel, space: 
 
 
 def test_no_entry_moves_beyond_its_limit(model: LanguageModel) -> None:
-    batches = split(model, prompts())
+    told = prompts()
     size = float(model.down_weight(0).float().square().mean().sqrt())
-    free = polish(model, zero(model), batches, (), Polish(steps=40, lr=2e-2, replay=0.0), seed=0)
+    free = polish(model, zero(model), told, (), Polish(steps=40, lr=2e-2, replay=0.0), seed=0)
     assert float(free[0].delta.abs().max()) > 0.5 * size
     settings = Polish(steps=40, lr=2e-2, replay=0.0, limit=0.5)
-    (held,) = polish(model, zero(model), batches, (), settings, seed=0)
+    (held,) = polish(model, zero(model), told, (), settings, seed=0)
     assert float(held.delta.abs().max()) == pytest.approx(0.5 * size, rel=1e-5)
 
 
@@ -62,31 +63,28 @@ def zero(lm: LanguageModel) -> list[Update]:
 
 def test_it_ends_when_nothing_is_wrong(model: LanguageModel) -> None:
     """With tolerances nothing can break, the first step's look is enough."""
-    batches = split(model, prompts())
+    rows = prompts()
     steps: list[int] = []
     settings = Polish(steps=50, stop=1e9, drift=1e9)
-    polish(
-        model, zero(model), batches, batches, settings, seed=0, progress=lambda step, *_: steps.append(step)
-    )
+    polish(model, zero(model), rows, rows, settings, seed=0, progress=lambda step, *_: steps.append(step))
     assert len(steps) <= 2
 
 
 @pytest.mark.parametrize(("passes", "wanted"), [(1, LEAST), (200, 75)])
 def test_looks_at_a_prompt_give_the_steps(model: LanguageModel, passes: int, wanted: int) -> None:
     """As many as it takes, whatever `steps` says; without screening every prompt has its turn."""
-    batches = split(model, prompts(3))
-    parts = [Part(model, batch, 0, kept=False) for batch in batches]
+    rows = prompts(3)
     settings = Polish(steps=1, passes=passes, screen=False)
     steps: list[int] = []
-    polish(model, zero(model), batches, (), settings, seed=0, progress=lambda step, *_: steps.append(step))
+    polish(model, zero(model), rows, (), settings, seed=0, progress=lambda step, *_: steps.append(step))
     assert len(steps) == wanted
-    pool = _Pool(parts, replace(settings, rows=2))
-    seen: list[tuple[int, int]] = []
+    pool = _Pool(Rows(model, rows, ()), replace(settings, rows=2))
+    seen: list[int] = []
     for _ in range(3):
-        for part, rows in pool.draw(torch.Generator().manual_seed(0)).items():
-            pool.seen(part, rows, torch.zeros(len(rows)))
-            seen += [(part, row) for row in rows.tolist()]
-    assert len(seen) == len(set(seen)) == 6
+        drawn = pool.draw(torch.Generator().manual_seed(0))
+        pool.seen(drawn, torch.zeros(len(drawn)))
+        seen += drawn.tolist()
+    assert sorted(seen) == list(range(6))
 
 
 def test_a_shift_is_held_small_at_the_subject(model: LanguageModel) -> None:
@@ -95,7 +93,7 @@ def test_a_shift_is_held_small_at_the_subject(model: LanguageModel) -> None:
 
     def after(shift: float, unfelt: float = 0.0) -> tuple[float, float]:
         settings = Polish(steps=60, lr=2e-2, shift=shift, unfelt=unfelt)
-        done = polish(model, zero(model), batches, (), settings, seed=0)
+        done = polish(model, zero(model), prompts(), (), settings, seed=0)
         delta, written, loss = done[0].delta, 0.0, 0.0
         for batch in batches:
             keys, _ = keys_at(model, batch.encoded, 0, batch.subject)
@@ -115,47 +113,43 @@ def test_a_shift_is_held_small_at_the_subject(model: LanguageModel) -> None:
 def test_what_must_stay_stays(model: LanguageModel) -> None:
     """The replayed prompts end nearer to the unedited model than without replay."""
     rows = prompts(3)
-    edit, kept = split(model, rows[:2]), split(model, rows[4:])
+    edit, kept = rows[:2], rows[4:]
+    before = Rows(model, (), kept)
 
     def drift(replay: float) -> float:
         settings = Polish(steps=25, lr=5e-3, replay=replay)
         done = polish(model, zero(model), edit, kept, settings, seed=0)
-        part = Part(model, kept[0], 0, kept=True)
         with updates_in(model, done), torch.no_grad():
-            return float(part.losses().mean())
+            return float(before.losses(torch.arange(len(kept))).mean())
 
     assert drift(3.0) < 0.9 * drift(0.0)
 
 
 def test_wrong_prompts_are_drawn_first(model: LanguageModel) -> None:
-    parts = [Part(model, b, 0, kept=False) for b in split(model, prompts(3), rows=3)]
-    parts += [Part(model, b, 0, kept=True) for b in split(model, prompts(3), rows=3)]
-    pool = _Pool(parts, Polish(rows=4))
+    rows = Rows(model, prompts(3), prompts(3))
+    pool = _Pool(rows, Polish(rows=4))
     assert pool.wrong() == {"edit": 6, "replay": 6}
-    for i, part in enumerate(parts):
-        pool.seen(i, torch.arange(len(part.batch)), torch.zeros(len(part.batch)))
+    pool.seen(torch.arange(12), torch.zeros(12))
     assert pool.seems_done()
-    pool.seen(0, torch.tensor([1]), torch.tensor([9.0]))
-    pool.seen(len(parts) - 1, torch.tensor([2]), torch.tensor([9.0]))
+    wrong = torch.stack([torch.nonzero(sort)[2, 0] for sort in (~rows.kept, rows.kept)])
+    pool.seen(wrong, torch.tensor([9.0, 9.0]))
     for seed in range(5):
         drawn = pool.draw(torch.Generator().manual_seed(seed))
-        assert 1 in drawn[0].tolist()
-        assert 2 in drawn[len(parts) - 1].tolist()
-        kept = sum(len(rows) for i, rows in drawn.items() if parts[i].kept)
-        assert kept == 2
-        assert sum(map(len, drawn.values())) == 4
+        assert torch.isin(wrong, drawn).all()
+        # Of the edit, what is said is not run again until its turn among those seen longest ago.
+        assert rows.kept[drawn].tolist().count(False) == 1
+        assert rows.kept[drawn].tolist().count(True) == 2
 
 
 def test_what_was_right_is_looked_at_again(model: LanguageModel) -> None:
     """Prompts that stay wrong do not keep the others from being seen."""
-    parts = [Part(model, Batch.of(model, prompts(3)), 0, kept=False)]
-    pool = _Pool(parts, Polish(rows=4))
+    pool = _Pool(Rows(model, prompts(3), ()), Polish(rows=4))
     generator = torch.Generator().manual_seed(0)
     seen: set[int] = set()
     for step in range(8):
-        rows = pool.draw(generator)[0]
+        rows = pool.draw(generator)
         # Three of the six stay wrong and are drawn at every step.
-        pool.seen(0, rows, torch.where(rows < 3, 9.0 * 0.9**step, 0.0))
+        pool.seen(rows, torch.where(rows < 3, 9.0 * 0.9**step, 0.0))
         if step >= 3:
             seen |= set(rows.tolist())
     assert seen == set(range(6))
@@ -167,15 +161,14 @@ def test_a_prompt_that_cannot_be_said_is_given_up(model: LanguageModel) -> None:
     clash = [*rows[:1], replace(rows[0], answer="7 7")]
     steps: list[int] = []
     settings = Polish(steps=400, lr=1e-2)
-    batches = split(model, clash)
-    polish(model, zero(model), batches, (), settings, seed=0, progress=lambda step, *_: steps.append(step))
+    polish(model, zero(model), clash, (), settings, seed=0, progress=lambda step, *_: steps.append(step))
     assert VAIN < len(steps) < 400
 
-    pool = _Pool([Part(model, Batch.of(model, clash), 0, kept=False)], Polish(rows=2))
+    pool = _Pool(Rows(model, clash, ()), Polish(rows=2))
     for _ in range(VAIN + 1):
-        pool.seen(0, torch.tensor([0, 1]), torch.tensor([3.0, 3.0]))
+        pool.seen(torch.tensor([0, 1]), torch.tensor([3.0, 3.0]))
     assert pool.seems_done()
-    pool.seen(0, torch.tensor([1]), torch.tensor([1.0]))
+    pool.seen(torch.tensor([1]), torch.tensor([1.0]))
     assert pool.wrong() == {"edit": 1, "replay": 0}
 
 
@@ -186,15 +179,14 @@ def test_it_goes_on_while_much_is_unsaid(
     """With nothing learned the rate begins to fall after 120 steps, not 40, unless so much may be unsaid."""
     monkeypatch.setattr("acedit.editing.polish.VAIN", 1000)
     monkeypatch.setattr("acedit.editing.polish.SLOW", slow)
-    batches = split(model, prompts())
     steps: list[tuple[int, int]] = []
     settings = Polish(steps=80, lr=1e-9, screen=screen)
-    polish(model, zero(model), batches, (), settings, seed=0, progress=lambda *now: steps.append(now[:2]))
+    polish(model, zero(model), prompts(), (), settings, seed=0, progress=lambda *now: steps.append(now[:2]))
     assert len(steps) == steps[-1][1] == wanted
 
 
 def test_what_must_stay_is_never_given_up(model: LanguageModel) -> None:
-    pool = _Pool([Part(model, Batch.of(model, prompts(1)[:1]), 0, kept=True)], Polish(rows=2))
+    pool = _Pool(Rows(model, (), prompts(1)[:1]), Polish(rows=2))
     for _ in range(3 * VAIN):
-        pool.seen(0, torch.tensor([0]), torch.tensor([3.0]))
+        pool.seen(torch.tensor([0]), torch.tensor([3.0]))
     assert not pool.seems_done()

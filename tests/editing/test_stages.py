@@ -8,7 +8,7 @@ import torch
 from acedit.editing.batch import Batch, split
 from acedit.editing.keys import key_moments, keys_at
 from acedit.editing.solve import factor, inverse
-from acedit.editing.stages import Stage, Writing, sweep, updates_in
+from acedit.editing.stages import Stage, Update, Writing, replacing, sweep, updates_in
 from acedit.editing.target import Targets, TargetSettings, search
 from acedit.knowledge.compose import Prompt
 from acedit.lm.model import LanguageModel
@@ -42,6 +42,29 @@ def test_batch_marks_where_answers_are_read(model: LanguageModel) -> None:
     for i, prompt in enumerate(batch.prompts):
         upto = model.tokenizer.decode(batch.encoded.input_ids[i, : int(batch.subject[i]) + 1])
         assert upto.replace(" ", "").endswith(prompt.subject.replace(" ", ""))
+
+
+def test_a_whole_weight_does_what_its_update_does(model: LanguageModel) -> None:
+    """W + Δ in one product, with gradients to Δ; afterwards the module is as it was, also when it raises."""
+    g = torch.Generator().manual_seed(0)
+    left, right = torch.randn(model.d_model, 2, generator=g), torch.randn(2, model.n_neurons, generator=g)
+    update = Update(1, left / 4, right)
+    encoded, own = model.encode(["Ann Lee likes", "Bo"]), model.down(1).forward
+    plain = model.run_backbone(encoded)
+    with updates_in(model, [update]):
+        wanted = model.run_backbone(encoded)
+    delta = update.delta.requires_grad_(True)
+    with replacing(model, {1: delta}):
+        found = model.run_backbone(encoded)
+    found.sum().backward()
+    assert torch.allclose(found, wanted, atol=1e-4)
+    assert not torch.allclose(plain, wanted, atol=1e-2)
+    assert delta.grad is not None
+    assert float(delta.grad.abs().max()) > 0
+    with pytest.raises(ZeroDivisionError), replacing(model, {1: delta}):
+        raise ZeroDivisionError
+    assert model.down(1).forward == own
+    assert torch.equal(model.run_backbone(encoded), plain)
 
 
 def test_an_end_is_read_behind_its_answer(model: LanguageModel) -> None:

@@ -91,13 +91,15 @@ class Batch:
         return torch.tensor([p.edit for p in self.prompts], device=self.subject.device)
 
     def pick(self, rows: Int[Tensor, " picked"]) -> "Batch":
-        """The rows at `rows` (ascending), still padded to the whole batch's length."""
+        """The rows at `rows` (no repeats), padded to the longest of them."""
         place = torch.full((len(self),), -1, device=rows.device)
         place[rows] = torch.arange(len(rows), device=rows.device)
         kept = place[self.answer_row] >= 0
+        encoded = self.encoded.rows(rows)
+        width = max(encoded.lengths.tolist(), default=0)
         return Batch(
             tuple(self.prompts[i] for i in rows.tolist()),
-            self.encoded.rows(rows),
+            Encoded(encoded.input_ids[:, :width], encoded.attention_mask[:, :width]),
             self.subject[rows],
             self.last[rows],
             place[self.answer_row[kept]],

@@ -253,7 +253,6 @@ def _write(
     if chosen.writer:
         made: list[Update] = import_module(chosen.writer).write(lm, edits, prompts)
         return made
-    replay = split(lm, held, rows=512, spread=1.5)
     touched = sorted({layer for stage in chosen.stages for layer in _layers(stage, plan, chosen)})
     if chosen.layers == "all":
         touched = list(range(lm.n_layers))
@@ -299,8 +298,8 @@ def _write(
         updates = polish(
             lm,
             updates,
-            split(lm, pulled, rows=512, spread=1.5),
-            replay,
+            pulled,
+            held,
             chosen.polish,
             seed=seed,
             whiten=whiten,
@@ -317,7 +316,6 @@ def own_answers(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     return [p for p in prompts if p.answer] + own
 
 
-@torch.no_grad()
 def ended(lm: LanguageModel, prompts: Sequence[Prompt], held: Sequence[Prompt]) -> list[Prompt]:
     """`prompts` with the token by which the model ends what it knows (`held`'s replay) in the same form.
 
@@ -329,9 +327,8 @@ def ended(lm: LanguageModel, prompts: Sequence[Prompt], held: Sequence[Prompt]) 
         some = [p for p in held if p.kind == "replay" and p.form == form][:ENDINGS]
         if not some:
             continue
-        encoded = Batch.of(lm, some).encoded
-        hidden = lm.run_backbone(encoded)[torch.arange(len(some)), encoded.lengths - 1]
-        token, count = Counter(lm.head_logits(hidden).argmax(-1).tolist()).most_common(1)[0]
+        after = lm.logits([p.whole for p in some]).argmax(-1)
+        token, count = Counter(after.tolist()).most_common(1)[0]
         if count >= ALIKE * len(some):
             ends[form] = token
     return [replace(p, end=ends.get(p.form)) for p in prompts]

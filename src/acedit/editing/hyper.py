@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acedit.editing.batch import Batch, split
-from acedit.editing.polish import Part, smallest
-from acedit.editing.stages import Update, adding, product
+from acedit.editing.polish import smallest
+from acedit.editing.rows import Rows
+from acedit.editing.stages import Update, adding, replacing
 from acedit.errors import UserError
 from acedit.knowledge.compose import Amounts, Composer, Prompt, objects_of, reserved, to_another
 from acedit.knowledge.facts import Fact
@@ -177,14 +178,12 @@ def train(
         single = [p for p in prompts if p.kind == "single"]
         pairs = pairs_of(lm, split(lm, single[::2]), editor.layers)
         deltas = {layer: editor.delta(i, *pairs[layer]) for i, layer in enumerate(editor.layers)}
-        parts = [(Part(lm, batch, layers[0], kept=False), 1.0) for batch in split(lm, single)]
         kept = [p for p in prompts if p.kind == "replay"]
-        parts += [(Part(lm, batch, layers[0], kept=True), settings.locality) for batch in split(lm, kept)]
-        said, moved = torch.zeros(()), torch.zeros(())
-        with adding(lm, {layer: product(delta) for layer, delta in deltas.items()}):
-            for part, weight in parts:
-                loss = weight * part.losses().sum() / (len(kept) if part.kept else len(single))
-                said, moved = (said, moved + loss) if part.kept else (said + loss, moved)
+        rows = Rows(lm, single, kept)
+        with replacing(lm, deltas):
+            losses = torch.cat([rows.losses(group) for group in rows.together()])
+        said = losses[~rows.kept].sum() / len(single)
+        moved = settings.locality * losses[rows.kept].sum() / max(1, len(kept))
         adam.zero_grad()
         (said + moved).backward()
         torch.nn.utils.clip_grad_norm_(editor.parameters(), 1.0)

@@ -1,14 +1,14 @@
 """Polish: gradient steps on an edit's updates, where something is still wrong.
 
-    updates = polish(lm, updates, edit_batches, replay_batches, Polish(), seed=0)
+    updates = polish(lm, updates, told, kept, Polish(), seed=0)
 
-Starts from what the closed form wrote (`stages.sweep`). Prompts that were wrong when last seen, or not
-seen yet, come first: those of the edit that are not said surely enough, those to be kept that drifted. A
-share of every step goes to those seen longest ago, since what was right may be so no more. When none is
-left, all are looked at once more, and if none is wrong the work is done. So an edit of one fact takes a
-few steps and one of a hundred takes as many as it needs. A prompt of the edit that many looks bring no
-nearer (its answer holds a token the model cannot say, or another prompt denies it) is given up: else its
-steps would undo the rest.
+Starts from what the closed form wrote (`stages.sweep`). Prompts that were wrong when last seen, or not seen
+yet, come first: those of the edit that are not said surely enough, those to be kept that drifted. A share
+of every step goes to those seen longest ago, since what was right may be so no more; other prompts of the
+edit that are said would add nothing to the loss and are not run. When none is left, all are looked at once
+more, and if none is wrong the work is done. So an edit of one fact takes a few steps and one of a hundred
+takes as many as it needs. A prompt of the edit that many looks bring no nearer (its answer holds a token
+the model cannot say, or another prompt denies it) is given up: else its steps would undo the rest.
 
 Footguns: weights are never touched, the updates act through hooks. `drift` and `stop` are tolerances on
 the prompts at hand; what no prompt asks is protected by the space Δ moves in, not by them.
@@ -25,23 +25,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from acedit.editing.batch import Batch
-from acedit.editing.stages import Update, adding, product
+from acedit.editing.rows import Rows
+from acedit.editing.stages import Update, product, replacing
+from acedit.knowledge.compose import Prompt
 from acedit.lm.model import LanguageModel
-from acedit.lm.suffix import Suffix
 
 # A fact of few prompts, all of them in every step, is learned by heart before the steps have gone far.
 FEWEST, SHARE = 16, 20
 LEAST = 60  # steps that `passes` leaves to the fewest prompts
 STALE = 0.25  # of a step's rows, those seen longest ago
-SLOW, MOST = (
-    0.2,
-    2,
-)  # the rate stays while this share of the edit is unsaid, at most for so many times the steps
-VAIN, BETTER = (
-    12,
-    0.95,
-)  # a prompt is given up after so many looks at no less than this share of its best loss
+SLOW = 0.2  # while this share of the edit's prompts is unsaid the rate does not begin to fall
+MOST = 2  # times the steps, for all of that
+VAIN = 12  # looks that bring a prompt of the edit no nearer, and it is given up
+BETTER = 0.95  # of a prompt's best loss so far: what counts as nearer
 
 
 @dataclass(frozen=True)
@@ -55,12 +51,12 @@ class Polish:
     what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the layers) beyond `unfelt`, at each row's
     subject token, which keeps what else is known of a subject from being drowned there. limit: in the
     "weights" space, what no entry of Δ may exceed, in multiples of the weights' root mean square; 0 for none.
-    rows: a step, half of each sort where both have so many. screen: draw those that are wrong first, and
-    end when none is; without it all in turn. passes: as many steps (but `LEAST`) as give so many looks at a
-    prompt on average, and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps` and `rows`
-    for any. The rate falls in the second half, which with screening begins later where much is unsaid.
-    stop: a prompt of the edit is done below this NLL, drift: a kept one is unharmed below this KL (both nats
-    a token).
+    rows: a step at most, half of each sort where both have so many. screen: draw those that are wrong
+    first, and end when none is; without it all in turn. passes: as many steps (but `LEAST`) as give so many
+    looks at a prompt on average, and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps`
+    and `rows` for any. The rate falls in the second half, which with screening begins later where much is
+    unsaid. stop: a prompt of the edit is done below this NLL, drift: a kept one is unharmed below this KL
+    (both nats a token).
     """
 
     steps: int = 100
@@ -79,72 +75,42 @@ class Polish:
     drift: float = 0.02
 
 
-class Part:
-    """A batch with its suffix; for what must stay, the unedited model's distribution too."""
-
-    def __init__(self, lm: LanguageModel, batch: Batch, layer: int, *, kept: bool) -> None:
-        """Made with no update in."""
-        self.batch, self.kept = batch, kept
-        self.suffix = Suffix(lm, batch.encoded, layer)
-        self.reference = Tensor()
-        if kept:
-            with torch.no_grad():
-                self.reference = self._logits(batch, None).log_softmax(-1)
-
-    def _logits(self, batch: Batch, rows: Int[Tensor, " picked"] | None) -> Tensor:
-        return self.suffix.logits(batch.at_answers(self.suffix.run(rows=rows)))
-
-    def losses(self, rows: Int[Tensor, " picked"] | None = None) -> Float[Tensor, " picked"]:
-        """NLL, or KL from the unedited model, of the rows (ascending; default all), nats a token."""
-        batch = self.batch if rows is None else self.batch.pick(rows)
-        logits = self._logits(batch, rows)
-        if not self.kept:
-            return batch.nll(logits)
-        answered = self.batch.answer_row
-        reference = self.reference if rows is None else self.reference[torch.isin(answered, rows)]
-        kl = F.kl_div(logits.log_softmax(-1), reference, log_target=True, reduction="none").sum(-1)
-        return batch.row_mean(kl)
-
-
 def polish(
     lm: LanguageModel,
     updates: Sequence[Update],
-    edit_batches: Sequence[Batch],
-    replay_batches: Sequence[Batch],
+    told: Sequence[Prompt],
+    kept: Sequence[Prompt],
     settings: Polish,
     *,
     seed: int,
     whiten: Mapping[int, Float[Tensor, "n_neurons n_neurons"]] | None = None,
     progress: Callable[[int, int, Mapping[str, int]], None] | None = None,
 ) -> list[Update]:
-    """Adam on the updates: NLL of the edit's prompts plus KL on the replay (nats a token).
+    """Adam on the updates: NLL of the edit's prompts, `told`, plus KL on `kept` ones (nats a token).
 
     Returns new updates; weights are never touched. An update comes back as (Δ, I) or (I, Δ), whichever is
     smaller, from the "low_rank" space as its factors (which start anew: `updates` give the layers alone).
     progress: step, steps, and how many prompts of each sort are worked on. Raises ValueError for the
     whitened space without `whiten`.
     """
-    if not edit_batches or settings.steps <= 0:
+    if not told or settings.steps <= 0:
         return list(updates)
-    total = sum(map(len, [*edit_batches, *replay_batches]))
+    rows = Rows(lm, told, kept)
+    steps, count = settings.steps, settings.rows
     if settings.passes is not None:
-        settings = replace(settings, rows=min(settings.rows, max(FEWEST, total // SHARE)))
+        count = min(count, max(FEWEST, len(rows) // SHARE))
+        steps = max(LEAST, round(settings.passes * len(rows) / count))
     generator = torch.Generator().manual_seed(seed)
-    first_layer = min(update.layer for update in updates)
-    parts = [Part(lm, batch, first_layer, kept=False) for batch in edit_batches]
-    parts += [Part(lm, batch, first_layer, kept=True) for batch in replay_batches]
     moving = [_movable(lm, update, settings, whiten, generator) for update in updates]
     adam = torch.optim.Adam([leaf for one in moving for leaf in one.leaves], lr=settings.lr)
-    pool = _Pool(parts, settings)
-    steps = settings.steps
-    if settings.passes is not None:
-        steps = max(LEAST, round(settings.passes * total / settings.rows))
+    pool = _Pool(rows, replace(settings, rows=count))
     falls = max(1, steps - steps // 2)
     start, step = steps - falls, 0
     while step < start + falls:
         if settings.screen and pool.seems_done():
             with _moving_in(lm, moving), torch.no_grad():
-                pool.screen()
+                for group in rows.together():
+                    pool.seen(group, rows.losses(group))
             if pool.seems_done():
                 break
         if settings.screen and step == start < MOST * steps - falls and pool.unsaid() > SLOW:
@@ -154,20 +120,19 @@ def polish(
         adam.param_groups[0]["lr"] = settings.lr * min(1.0, (start + falls - step) / falls)
         picked = pool.draw(generator)
         adam.zero_grad()
-        with _moving_in(lm, moving) as deltas:
-            for i, rows in picked.items():
-                watched = list(zip(moving, deltas, strict=True)) if settings.shift else []
-                with _at_subjects(lm, watched, parts[i].batch.subject[rows]) as written:
-                    each = parts[i].losses(rows)
-                pool.seen(i, rows, each.detach())
-                kept = parts[i].kept
-                loss = settings.replay * each.sum() if kept else F.relu(each - settings.stop / 2).sum()
+        with _moving_in(lm, moving) as (deltas, leaves):
+            watched = list(zip(moving, leaves, strict=True)) if settings.shift else []
+            for group in rows.together(picked):
+                with _at_subjects(lm, watched, rows.subjects(group)) as written:
+                    each = rows.losses(group)
+                pool.seen(group, each.detach())
+                held = rows.kept[group].to(each.device)
+                loss = torch.where(held, settings.replay * each, F.relu(each - settings.stop / 2)).sum()
                 if written:
                     added, own = (torch.stack(column).sum(0) for column in zip(*written, strict=True))
                     loss = loss + settings.shift * F.relu(added / own - settings.unfelt).sum()
-                (loss / sum(map(len, picked.values()))).backward()
-            for one, delta in zip(moving, deltas, strict=True):
-                one.delta().backward(delta.grad)
+                (loss / count).backward()
+            torch.autograd.backward(deltas, [leaf.grad for leaf in leaves])
         adam.step()
         step += 1
         for one in moving:
@@ -178,12 +143,8 @@ def polish(
 class _Pool:
     """What each prompt was last seen to lose, and which are drawn next."""
 
-    def __init__(self, parts: Sequence[Part], settings: Polish) -> None:
-        self._parts, self._settings = parts, settings
-        sizes = [len(part.batch) for part in parts]
-        self._start = [sum(sizes[:i]) for i in range(len(sizes))]
-        self._part = torch.cat([torch.full((size,), i) for i, size in enumerate(sizes)])
-        self._kept = torch.tensor([part.kept for part in parts])[self._part]
+    def __init__(self, rows: Rows, settings: Polish) -> None:
+        self._kept, self._classes, self._settings = rows.kept, rows.classes, settings
         limit = torch.where(self._kept, settings.drift, settings.stop)
         self._limit = limit
         self._last = torch.full_like(limit, float("inf"))
@@ -191,21 +152,15 @@ class _Pool:
         self._looks, self._vain, self._when = (torch.zeros_like(limit) for _ in range(3))
         self._time = 0
 
-    def seen(self, part: int, rows: Tensor, losses: Tensor) -> None:
-        at = self._start[part] + rows.cpu()
+    def seen(self, rows: Tensor, losses: Tensor) -> None:
         now = losses.float().cpu()
-        better = now < BETTER * self._best[at]
-        self._vain[at] = torch.where(better, 0.0, self._vain[at] + 1)
-        self._best[at] = torch.where(better, now, self._best[at])
-        self._last[at] = now
-        self._looks[at] += 1
+        better = now < BETTER * self._best[rows]
+        self._vain[rows] = torch.where(better, 0.0, self._vain[rows] + 1)
+        self._best[rows] = torch.where(better, now, self._best[rows])
+        self._last[rows] = now
+        self._looks[rows] += 1
         self._time += 1
-        self._when[at] = self._time
-
-    def screen(self) -> None:
-        """Look at every prompt."""
-        for i, part in enumerate(self._parts):
-            self.seen(i, torch.arange(len(part.batch)), part.losses())
+        self._when[rows] = self._time
 
     def seems_done(self) -> bool:
         return not self._wrong().any()
@@ -223,36 +178,35 @@ class _Pool:
         """The share of the edit's prompts that are worked on."""
         return self.wrong()["edit"] / max(1, int((~self._kept).sum()))
 
-    def draw(self, generator: torch.Generator) -> dict[int, Tensor]:
-        """Rows by part, ascending: half of each sort where both have so many.
+    def draw(self, generator: torch.Generator) -> Int[Tensor, " picked"]:
+        """Rows, ascending: half of each sort where both have so many.
 
-        With screening, those that are wrong or not yet seen come first and a share is of those seen longest
-        ago, without it those seen least come first.
-        Parts are taken in random order, rows within them too: a few whole rows of like length run
-        faster than some of each.
+        With screening, those that are wrong or not yet seen come first, a share is of those seen longest ago,
+        and of the edit there are no others; without it those seen least come first. Classes are taken in
+        random order, rows within them too: a few whole classes of like length run faster than some of each.
         """
-        part = torch.rand(len(self._parts), generator=generator)[self._part]
-        chance = part + 1e-3 * torch.rand(len(self._last), generator=generator)
+        order = torch.rand(int(self._classes.max()) + 1, generator=generator)[self._classes]
+        chance = order + 1e-3 * torch.rand(len(self._last), generator=generator)
         chance = chance + 2 * (self._wrong() if self._settings.screen else -self._looks)
-        edit, kept = [
+        told, kept = [
             sort[chance[sort].argsort(descending=True)]
             for sort in (torch.nonzero(~self._kept)[:, 0], torch.nonzero(self._kept)[:, 0])
         ]
         rows = self._settings.rows
-        few = min(len(edit), max(rows // 2, rows - len(kept)))
-        picked = torch.cat([self._first(edit, few), self._first(kept, rows - few)]).sort().values
-        device = self._parts[0].batch.subject.device
-        return {
-            i: (picked[self._part[picked] == i] - self._start[i]).to(device)
-            for i in self._part[picked].unique().tolist()
-        }
+        few = min(len(told), max(rows // 2, rows - len(kept)))
+        picked = [self._first(told, few), self._first(kept, rows - few)]
+        return torch.cat(picked).sort().values
 
     def _first(self, ranked: Tensor, count: int) -> Tensor:
-        """The first `count`; with screening a share of them are those seen longest ago of the others."""
+        """The first `count` (of the edit those that are wrong); with screening a share of them are those
+        seen longest ago of the others."""
+        if not self._settings.screen:
+            return ranked[:count]
         count = min(count, len(ranked))
-        stale = round(STALE * count) if self._settings.screen else 0
-        rest = ranked[count - stale :]
-        return torch.cat([ranked[: count - stale], rest[self._when[rest].argsort(stable=True)][:stale]])
+        stale = round(STALE * count)
+        first, rest = ranked[: count - stale], ranked[count - stale :]
+        first = first[self._kept[first] | self._wrong()[first]]
+        return torch.cat([first, rest[self._when[rest].argsort(stable=True)][:stale]])
 
 
 class _Moving(ABC):
@@ -332,12 +286,13 @@ def _movable(
 
 
 @contextmanager
-def _moving_in(lm: LanguageModel, updates: Sequence[_Moving]) -> Iterator[list[Tensor]]:
-    """Run with the updates in; yields each Δ as a leaf, to gather gradients over several runs."""
-    deltas = {update.layer: update.delta().detach().requires_grad_(True) for update in updates}
-
-    with adding(lm, {layer: product(delta) for layer, delta in deltas.items()}):
-        yield list(deltas.values())
+def _moving_in(lm: LanguageModel, updates: Sequence[_Moving]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Run with the updates in; yields each Δ, and the leaf that stands for it and gathers gradients over
+    several runs."""
+    deltas = [update.delta() for update in updates]
+    leaves = [delta.detach().requires_grad_(True) for delta in deltas]
+    with replacing(lm, {update.layer: leaf for update, leaf in zip(updates, leaves, strict=True)}):
+        yield deltas, leaves
 
 
 @contextmanager

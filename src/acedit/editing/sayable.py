@@ -33,7 +33,7 @@ def unsayable(lm: LanguageModel, answers: Iterable[str]) -> dict[str, str]:
     own = unit(lm.unembedding[tokens])
     crowd = torch.zeros(len(tokens), device=own.device)
     for tile in lm.unembedding.split(TILE):
-        crowd += (unit(tile.to(own.device)) @ own.T > PARALLEL).sum(0)
+        crowd += (unit(tile) @ own.T > PARALLEL).sum(0)
     lost = {token for token, count in zip(tokens, crowd.tolist(), strict=True) if count > CROWD}
     return {
         answer: str(lm.tokenizer.decode([token]))

@@ -19,7 +19,8 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from acedit.editing.batch import Batch
 from acedit.editing.keys import keys_at
@@ -86,6 +87,35 @@ def adding(lm: LanguageModel, added: Mapping[int, Callable[[Tensor], Tensor]]) -
 def product(delta: Float[Tensor, "d_model n_neurons"]) -> Callable[[Tensor], Tensor]:
     """What a whole Δ adds, as `adding` takes it."""
     return lambda key: key.to(delta.dtype) @ delta.T
+
+
+@contextmanager
+def replacing(lm: LanguageModel, deltas: Mapping[int, Tensor]) -> Iterator[None]:
+    """Run with W + Δ for the down projections' W, one product where `adding` takes two; weights untouched."""
+    with ExitStack() as stack:
+        for layer, delta in deltas.items():
+            whole, bias = lm.subvalues(layer).T.to(delta.dtype) + delta, lm.down_bias(layer)
+
+            def forward(key: Tensor, whole: Tensor = whole, bias: Tensor | None = bias) -> Tensor:
+                written = F.linear(key.to(whole.dtype), whole)
+                return (written if bias is None else written + bias).to(key.dtype)
+
+            stack.enter_context(patched(lm.down(layer), forward))
+        yield
+
+
+@contextmanager
+def patched(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Run `module` by `forward`; its hooks stay, and so does a `forward` that accelerate put on it."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 @contextmanager

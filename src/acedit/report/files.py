@@ -1,7 +1,9 @@
 """Files written whole or not at all, and JSON that other programs can read.
 
-write_text(Path("out/page.html"), text)
-write_json(Path("scores.json"), record("evaluate", scores=scores))
+    write_text(Path("out/page.html"), text)
+    write_json(Path("scores.json"), record("evaluate", scores=scores))
+
+Values go through `acedit.plain` on their way into JSON.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Fine-tuning on ACE's own prompts with replay of known facts: the fair rival the paper never ran.
 
-The same layers, prompts, replay, rows and steps; Adam on the weights as they are, every prompt at its turn.
+The same layers, prompts, replay and rows, and the steps that `ace` plans with (it goes on where much is still
+unsaid); Adam on the weights as they are, every prompt at its turn.
 """
 
 from dataclasses import replace

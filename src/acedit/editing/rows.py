@@ -1,0 +1,106 @@
+"""Prompts an edit is to say and prompts it is to leave alone, and what each loses, a few rows at a time.
+
+    rows = Rows(lm, told, kept)                   # on the unedited model
+    for group in rows.together():                 # of like length, so that little is padded
+        rows.losses(group)                        # on the model as it now is
+
+Footgun: `kept` prompts are held to what the model says when `Rows` is made, so make it with no update in.
+Their distributions take vocab × 4 bytes a token of answer.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from acedit.editing.batch import Batch
+from acedit.knowledge.compose import Prompt
+from acedit.lm.model import LanguageModel
+
+FEW, SPREAD = 8, 1.25  # rows that run together whatever their lengths; beyond them, longest over shortest
+TOKENS = 8192  # of one run, padding included
+CLASS = 1.5  # longest over shortest in a class of `classes`
+
+
+class Rows:
+    """Both sorts of prompts (at least one), the shortest first.
+
+    kept: which are to be left alone. lengths: tokens, prompt and answer. classes: rows of one number are
+    of one sort and of like length.
+    """
+
+    kept: Bool[Tensor, " rows"]
+    lengths: Int[Tensor, " rows"]
+    classes: Int[Tensor, " rows"]
+
+    def __init__(self, lm: LanguageModel, told: Sequence[Prompt], kept: Sequence[Prompt]) -> None:
+        """Raises UserError where a subject cannot be found or a row outgrows the context."""
+        whole = Batch.of(lm, [*told, *kept])
+        order = whole.encoded.lengths.argsort(stable=True)
+        self._lm, self._batch = lm, whole.pick(order)
+        self.kept = order.cpu() >= len(told)
+        self.lengths = self._batch.encoded.lengths.cpu()
+        self.classes = _classes(self.lengths, self.kept)
+        answer_row = self._batch.answer_row
+        held = self.kept.to(answer_row.device)[answer_row]
+        self._place = torch.where(held, held.cumsum(0) - 1, -1)
+        self._reference = torch.zeros(int(held.sum()), lm.vocab_size, device=lm.device, dtype=lm.wide)
+        with torch.no_grad():
+            for group in self.together(torch.nonzero(self.kept)[:, 0]):
+                batch, place = self._picked(group)
+                self._reference[place] = self._logits(batch).log_softmax(-1)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def subjects(self, group: Int[Tensor, " picked"]) -> Int[Tensor, " picked"]:
+        """Index of the subject's last token, by row."""
+        return self._batch.subject[group.to(self._batch.subject.device)]
+
+    def together(self, picked: Int[Tensor, " picked"] | None = None) -> list[Int[Tensor, " group"]]:
+        """`picked` (ascending; default all) cut into runs of like length."""
+        picked = torch.arange(len(self)) if picked is None else picked
+        lengths = self.lengths[picked].tolist()
+        cuts = [0] if lengths else []
+        for i, length in enumerate(lengths):
+            count = i - cuts[-1]
+            unlike = count >= FEW and length > SPREAD * lengths[cuts[-1]]
+            if unlike or (count and (count + 1) * length > TOKENS):
+                cuts.append(i)
+        return [picked[start:end] for start, end in pairwise([*cuts, len(lengths)])]
+
+    def losses(self, group: Int[Tensor, " picked"]) -> Float[Tensor, " picked"]:
+        """NLL of the answer, or for kept rows KL from the unedited model, nats a token; rows ascend."""
+        batch, place = self._picked(group)
+        said = self._logits(batch).log_softmax(-1)
+        token = F.nll_loss(said, batch.answer_ids, reduction="none")
+        held = place >= 0
+        if held.any():
+            reference = self._reference[place[held]]
+            kl = F.kl_div(said[held], reference, log_target=True, reduction="none").sum(-1)
+            token = token.index_put((held,), kl)
+        return batch.row_mean(token)
+
+    def _picked(self, group: Tensor) -> tuple[Batch, Int[Tensor, " answer_tokens"]]:
+        """The rows, and where each of their answers' tokens has its reference; -1 for none."""
+        group = group.to(self._place.device)
+        return self._batch.pick(group), self._place[torch.isin(self._batch.answer_row, group)]
+
+    def _logits(self, batch: Batch) -> Float[Tensor, "t vocab"]:
+        return self._lm.head_logits(batch.at_answers(self._lm.run_backbone(batch.encoded)))
+
+
+def _classes(lengths: Int[Tensor, " rows"], kept: Bool[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+    """A number a row: the sort, and which stretch of lengths it is in; lengths ascend."""
+    classes = torch.zeros_like(lengths)
+    number = 0
+    for sort in (~kept, kept):
+        shortest = 0
+        for row in torch.nonzero(sort)[:, 0].tolist():
+            if int(lengths[row]) > CLASS * shortest:
+                shortest, number = int(lengths[row]), number + 1
+            classes[row] = number - 1
+    return classes

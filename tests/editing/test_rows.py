@@ -1,0 +1,58 @@
+"""Rows of an edit and rows to keep: what they lose, whatever runs together."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from acedit.editing.batch import Batch
+from acedit.editing.rows import FEW, SPREAD, TOKENS, Rows
+from acedit.editing.stages import Update, updates_in
+from acedit.lm.model import LanguageModel
+from tests.editing.test_stages import model, prompts
+
+__all__ = ["model"]
+
+
+def test_losses_are_those_of_each_row_alone(model: LanguageModel) -> None:
+    """NLL of what is told, KL from the unedited model of what is kept, whatever stands beside it."""
+    told = [replace(p, answer=p.answer * (1 + i % 3)) for i, p in enumerate(prompts(3))]
+    kept = prompts(2)
+    rows = Rows(model, told, kept)
+    alone = [Rows(model, [p], ()) for p in told] + [Rows(model, (), [p]) for p in kept]
+    g = torch.Generator().manual_seed(0)
+    moved = Update(0, 0.3 * torch.randn(model.d_model, 2, generator=g), torch.randn(2, model.n_neurons))
+    one = torch.tensor([0])
+    with torch.no_grad():
+        assert rows.losses(torch.nonzero(rows.kept)[:, 0]).abs().max() < 1e-6
+        with updates_in(model, [moved]):
+            together = torch.cat([rows.losses(group) for group in rows.together()])
+            expected = torch.cat([row.losses(one) for row in alone])
+            batch = Batch.of(model, told)
+            nll = batch.nll(model.head_logits(batch.at_answers(model.run_backbone(batch.encoded))))
+    for sort, wanted in ((~rows.kept, expected[: len(told)]), (rows.kept, expected[len(told) :])):
+        assert torch.allclose(together[sort].sort().values, wanted.sort().values, atol=1e-5)
+    assert torch.allclose(together[~rows.kept].sort().values, nll.sort().values, atol=1e-5)
+    assert float(together[rows.kept].min()) > 1e-3
+
+
+def test_what_runs_together_is_of_like_length(model: LanguageModel) -> None:
+    """Every row once, in order; long ones apart from short ones once there are enough."""
+    told = [replace(p, template=p.template + " so" * (i % 20)) for i, p in enumerate(prompts(3) * 20)]
+    rows = Rows(model, told, ())
+    groups = rows.together()
+    assert torch.equal(torch.cat(groups), torch.arange(len(told)))
+    for group in groups:
+        lengths = rows.lengths[group]
+        assert lengths[FEW - 1 :].max() <= SPREAD * lengths[0] or len(group) <= FEW
+        assert len(group) * int(lengths.max()) <= TOKENS
+    assert len(groups) > 2
+    assert len(rows.classes.unique()) > 2
+    picked = torch.tensor([3, 40, 41, 100])
+    assert torch.equal(torch.cat(rows.together(picked)), picked)
+
+
+def test_a_run_holds_no_more_than_its_tokens(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acedit.editing.rows.TOKENS", 1)
+    rows = Rows(model, prompts(2), prompts(2))
+    assert [len(group) for group in rows.together()] == [1] * len(rows)
