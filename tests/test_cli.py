@@ -179,6 +179,36 @@ def test_locate_edit_ask_evaluate(run: Run, model_dir: Path, edits_file: Path, t
     assert json.loads(shown.read_text("utf-8"))["method"] == "ace-closed"
 
 
+def test_the_covariance_is_taken_over_a_user_s_text(
+    run: Run, model_dir: Path, edits_file: Path, tmp_path: Path
+) -> None:
+    """Another text makes another edit; blank lines and a byte order mark hold none."""
+    ids = []
+    for name, said in (
+        ("one", "The sea is cold.\n\nLima is a city."),
+        ("same", "\ufeffThe sea is cold.\nLima is a city.\n"),
+        ("other", "Snow fell on the hills all night."),
+    ):
+        (tmp_path / name).write_text(said, "utf-8")
+        made = tmp_path / f"{name}.patch"
+        options = ("--method", "memit", "--text", tmp_path / name, "--out", made)
+        code, _, err = run("edit", model_dir, edits_file, *options)
+        assert code == 0, err
+        ids.append(Patch.load(made).id)
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_text_that_is_none(
+    fails: Callable[..., str], model_dir: Path, edits_file: Path, tmp_path: Path
+) -> None:
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n \n", "utf-8")
+    edit = ("edit", model_dir, edits_file, "--out", tmp_path / "p")
+    assert "holds no text; give paragraphs" in fails(*edit, "--text", blank)
+    assert "there is no such file" in fails(*edit, "--text", tmp_path / "none.txt")
+    assert "this is a folder; give a text file" in fails(*edit, "--text", tmp_path)
+
+
 def test_evaluate_the_unedited_model_and_a_patch(
     run: Run, model_dir: Path, patch_dir: Path, tmp_path: Path
 ) -> None:

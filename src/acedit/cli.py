@@ -91,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     facts = _Parser(add_help=False)
     facts.add_argument("--facts", metavar="FILE", help="known facts, beside those in the edits' own file")
 
+    text = _Parser(add_help=False)
+    text.add_argument(
+        "--text", metavar="FILE", help="paragraphs, one a line, for the key covariance; not the known facts"
+    )
+
     parser = _Parser(
         prog="acedit",
         description="Change facts inside a language model so that the change carries through reasoning.",
@@ -116,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     locate.set_defaults(run=_locate)
 
     edit = commands.add_parser(
-        "edit", parents=[common, seeded, loading, facts], help="write edits into a patch"
+        "edit", parents=[common, seeded, loading, facts, text], help="write edits into a patch"
     )
     edit.add_argument("model", metavar="MODEL", help=model_help)
     edit.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
@@ -157,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.set_defaults(run=_ask)
 
     evaluate = commands.add_parser(
-        "evaluate", parents=[common, seeded, loading, facts], help="score a patch or a method on cases"
+        "evaluate", parents=[common, seeded, loading, facts, text], help="score a patch or a method on cases"
     )
     evaluate.add_argument("model", metavar="MODEL", help=model_help)
     evaluate.add_argument("cases", metavar="CASES", help="cases in MQuAKE's format")
@@ -167,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch", metavar="N", type=whole(1), default=1, help="cases edited at once")
     evaluate.set_defaults(run=_evaluate)
 
-    add_bench(commands, [common, seeded, loading, facts], again)
+    add_bench(commands, [common, seeded, loading, facts, text], again)
     study = commands.add_parser(
         "study", parents=[common, seeded, loading, facts], help="the paper's findings, measured on a model"
     )
@@ -364,6 +369,13 @@ def given_facts(path: str | None) -> "list[Fact]":
     return found
 
 
+def given_text(path: str | None) -> "list[str] | None":
+    """The paragraphs of `--text`, if given."""
+    from acedit.knowledge.prose import read_prose
+
+    return None if path is None else read_prose(path)
+
+
 def _world_facts() -> "list[Fact]":
     """What the bundled world holds."""
     from acedit.report.demo import facts_of
@@ -390,7 +402,7 @@ def check_outputs(args: argparse.Namespace) -> None:
 
     taken = {
         Path(getattr(args, name)).resolve(): name
-        for name in ("edits", "cases", "facts")
+        for name in ("edits", "cases", "facts", "text")
         if isinstance(getattr(args, name, None), str)
     }
     for name in ("out", "json", "page", "facts_out"):
@@ -587,7 +599,7 @@ def _annotated(
 def _edit(args: argparse.Namespace) -> None:
     from acedit.knowledge.facts import read_edits
 
-    edits, known = read_edits(args.edits), _facts(args.edits, args.facts)
+    edits, known, text = read_edits(args.edits), _facts(args.edits, args.facts), given_text(args.text)
     check_outputs(args)
     from acedit.editing.methods import method
 
@@ -617,6 +629,7 @@ def _edit(args: argparse.Namespace) -> None:
         avoid=avoid,
         plan=plan,
         seed=args.seed,
+        text=text,
         progress=progress.say,
     )
     spent = time.monotonic() - began
@@ -725,9 +738,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     from acedit.knowledge.facts import read_cases
     from acedit.report import text
 
-    cases = read_cases(args.cases)
-    known = given_facts(args.facts)
+    cases, known, prose = read_cases(args.cases), given_facts(args.facts), given_text(args.text)
     check_outputs(args)
+    if prose and args.method is None:
+        raise UserError("--text is for editing: give --method, or leave it out")
     if args.method is not None:
         from acedit.editing.methods import method
 
@@ -749,6 +763,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         known=known,
         batch=args.batch,
         seed=args.seed,
+        text=prose,
         progress=progress.count,
     )
     column = args.method or ("patch" if patch else "unedited")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from acedit.cli import Progress, check_outputs, given_facts, known_dtype, whole, write_result
+from acedit.cli import Progress, check_outputs, given_facts, given_text, known_dtype, whole, write_result
 from acedit.errors import UserError
 
 CASES = 60  # fresh ones for each number of edits
@@ -158,6 +158,7 @@ def _bench(args: argparse.Namespace) -> None:
         threads=args.threads,
         known=tuple(known),
         preset=args.preset,
+        text=tuple(given_text(args.text) or ()),
     )
     try:
         report = runner.run(

@@ -133,6 +133,7 @@ def test_a_changed_setting_reuses_nothing(job: Job, cases: list[Case]) -> None:
         keys(runner.replace(job, seed=1)),
         keys(runner.replace(job, cot=True)),
         keys(runner.replace(job, threads=2)),
+        keys(runner.replace(job, text=("Lima is by the sea.",))),
         {
             u.key
             for i in items_of(job, "f", [tuple(cases[:1])], METHODS, at_once=None, steps=[1])

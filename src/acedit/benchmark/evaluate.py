@@ -82,6 +82,7 @@ def run_method(
     batch: int,
     seed: int = 0,
     plan: Plan | None = None,
+    text: Sequence[str] | None = None,
     cache_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Run:
@@ -93,7 +94,14 @@ def run_method(
     for at in range(0, len(cases), batch):
         picked = range(at, min(at + batch, len(cases)))
         patch, seconds = edit_cases(
-            lm, [cases[i] for i in picked], chosen, known=known, plan=plan, seed=seed, cache_dir=cache_dir
+            lm,
+            [cases[i] for i in picked],
+            chosen,
+            known=known,
+            plan=plan,
+            seed=seed,
+            text=text,
+            cache_dir=cache_dir,
         )
         with patch.applied(lm):
             run.records += scorer.score(picked, left_out=chosen.amounts.left_out)
@@ -160,19 +168,23 @@ def evaluate(
     batch: int = 1,
     seed: int = 0,
     cot: bool = True,
+    text: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Scores of `cases` under a patch, under a method, or (neither) of the model as it is.
 
     known: facts the neighbours to check are drawn from; without them the cases' own unedited hops
-    serve. Values are shares; every metric has value, n, low, high (95%), questions, unfiltered.
+    serve. text: as `edit` takes it, for a method. Values are shares; every metric has value, n, low, high
+    (95%), questions, unfiltered.
     Raises UserError for both a patch and a method, or no cases.
     """
     if patch is not None and method is not None:
         raise UserError("give a patch or a method, not both")
     scorer = Scorer(lm, cases, known=known, cot=cot, seed=seed)
     if method is not None:
-        run = run_method(lm, cases, scorer, method, known=known, batch=batch, seed=seed, progress=progress)
+        run = run_method(
+            lm, cases, scorer, method, known=known, batch=batch, seed=seed, text=text, progress=progress
+        )
         return summarise(run.records, seed=seed)
     everything = range(len(cases))
     if patch is None:

@@ -57,7 +57,8 @@ ASKED_IN_SEQUENCE = 100  # cases asked at a step of a sequence, spread over thos
 class Job:
     """What a worker is made from. planned: the first cases of the run, from which methods that need a
     plan of layers get one, the same on every worker, unless a `preset` names published ones. beside: all of
-    its cases, whose hops are a case's neighbours where no facts are known."""
+    its cases, whose hops are a case's neighbours where no facts are known. text: what key covariances are
+    taken over, if not `text_of` what is known."""
 
     model: str
     dtype: str | None = None
@@ -69,6 +70,7 @@ class Job:
     beside: tuple[Case, ...] = ()
     planned: tuple[AnyCase, ...] = ()
     preset: str = ""
+    text: tuple[str, ...] = ()
     cache_dir: Path | None = None
     scratch: Path | None = None  # where the patches of a sequence wait for its end
 
@@ -150,7 +152,7 @@ class Worker:
             asked = scorer.before
             records = tuple(base_records(asked))
             return Outcome(unit.key, tuple(asked), records, perplexity=self._before, before=self._before)
-        patch, seconds = self._edited(item, item.cases, self._job.known)
+        patch, seconds = self._edited(item, item.cases, self._job.known, self._job.text)
         with patch.applied(self._lm):
             scored = self._scored(item, unit, range(len(item.cases)))
         rank, norm = size_of(patch, self._lm)
@@ -161,7 +163,7 @@ class Worker:
         item: Item,
         cases: Sequence[AnyCase],
         known: Sequence[Fact],
-        text: Sequence[str] | None = None,
+        text: Sequence[str],
     ) -> tuple[Patch, float]:
         """The edits of some of the item's cases in a patch, and the seconds it took."""
         plan, method = self._planned(item.method)
@@ -190,7 +192,7 @@ class Worker:
         self._asking(item)
         self._planned(item.method)
         # One text for all steps: what it gives is kept, and is of the unedited model.
-        text = text_of(self._lm, self._job.known)
+        text = self._job.text or text_of(self._lm, self._job.known)
         by_step = {unit.step: unit for unit in item.units}
         known = {fact.key: fact for fact in self._job.known}
         facts, seconds, rank, norm = 0, 0.0, 0, 0.0
@@ -287,6 +289,7 @@ def items_of(
     known = _digest([asdict(fact) for fact in job.known])
     planned = _digest([_case_form(case) for case in job.planned])
     beside = _digest([_case_form(case) for case in job.beside])
+    text = _digest(job.text)
     items = []
     for g, group in enumerate(groups):
         forms = [_case_form(case) for case in group]
@@ -297,6 +300,8 @@ def items_of(
                 "known": known, "beside": beside, "seed": job.seed, "cot": job.cot, "threads": job.threads,
                 "plan": (job.preset or planned) if method.planned else None,
             }  # fmt: skip
+            if job.text:
+                depends["text"] = text
             ids = tuple(case.id for case in group)
             at = [step for step in steps if step <= len(group)] or [0]
             units = tuple(

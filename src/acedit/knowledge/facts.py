@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from acedit.errors import UserError
+from acedit.knowledge.files import read_utf8
 from acedit.knowledge.relations import Relation, held_out, mquake
 
 log = logging.getLogger("acedit")
@@ -191,17 +192,7 @@ def cases_from(rows: Sequence[Mapping[str, Any]], source: str | Path = "cases") 
 
 def _load(path: str | Path, wanted: str) -> tuple[list[Any], Mapping[str, Relation]]:
     """The rows of `wanted` ("edits", "facts" or "cases") and the file's own relations."""
-    try:
-        text = Path(path).read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: this is a folder; give a JSON file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    data = _parse(path, text)
+    data = _parse(path, read_utf8(path, "a JSON file"))
     if isinstance(data, dict) and {"subject", "requested_rewrite"} & set(data):
         data = [data]  # JSONL of one row
     if isinstance(data, list):

@@ -2,12 +2,17 @@
 
     wikitext()      # what fluency is measured on
     prose()         # paragraphs after that: what key covariances are taken over where no facts are known
+    read_prose("wiki.txt")      # a user's own
 
 The two do not overlap, or an edit would preserve the very text it is measured on.
 """
 
 from functools import cache
 from importlib import resources
+from pathlib import Path
+
+from acedit.errors import UserError
+from acedit.knowledge.files import read_utf8
 
 MEASURED = 47_640  # characters
 
@@ -25,3 +30,11 @@ def wikitext() -> str:
 def prose() -> list[str]:
     """The paragraphs after them, about 90,000 tokens of a large model's."""
     return [line for line in _whole()[MEASURED:].splitlines() if line.strip()]
+
+
+def read_prose(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 text that hold something. Raises UserError for a file without any."""
+    lines = [line for line in read_utf8(path, "a text file").splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path}: holds no text; give paragraphs, one a line")
+    return lines

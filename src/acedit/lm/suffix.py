@@ -15,11 +15,10 @@ Footguns:
   to it after the family's post-norm, not before.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from acedit.errors import UserError
@@ -69,37 +68,13 @@ class Suffix:
         self.hidden = entering[0]
 
     def run(
-        self,
-        hidden: Float[Tensor, "picked seq d_model"] | None = None,
-        *,
-        rows: Int[Tensor, " picked"] | Sequence[int] | None = None,
-    ) -> Float[Tensor, "picked seq d_model"]:
-        """The final residual, before the final norm, of `hidden` (default: as recorded).
-
-        rows: which rows of the batch `hidden` holds, in its order, repeats allowed; default all.
-        """
-        index = None if rows is None else torch.as_tensor(rows, device=self.hidden.device)
-        if hidden is None:
-            hidden = self.hidden if index is None else self.hidden[index]
+        self, hidden: Float[Tensor, "batch seq d_model"] | None = None
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """The final residual, before the final norm, of `hidden` (default: as recorded)."""
+        hidden = self.hidden if hidden is None else hidden
         for layer, (args, kwargs) in zip(range(self.layer, self.lm.n_layers), self._calls, strict=True):
-            if index is not None:
-                args, kwargs = self._pick(args, index), self._pick(kwargs, index)
             hidden = first(self.lm.block(layer)(hidden, *args, **kwargs))
         return hidden
-
-    def _pick(self, value: Any, index: Tensor) -> Any:
-        """Recorded arguments of the picked rows; what the batch shares (first axis 1) stays."""
-        if isinstance(value, Tensor):
-            if value.ndim > 1 and value.shape[0] == len(self.encoded):
-                return value[index.to(value.device)]
-            return value
-        if isinstance(value, tuple):
-            return tuple(self._pick(v, index) for v in value)
-        if isinstance(value, list):
-            return [self._pick(v, index) for v in value]
-        if isinstance(value, dict):
-            return {k: self._pick(v, index) for k, v in value.items()}
-        return value
 
     def logits(self, final: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
         """Logits of final residuals picked from what `run` returned, float32 at least."""
