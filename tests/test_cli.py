@@ -468,6 +468,11 @@ def test_missing_patch(fails: Callable[..., str], tmp_path: Path) -> None:
     assert "nothing" in fails("patch", "export", tmp_path / "nothing", "--out", tmp_path / "a")
 
 
+def test_evaluate_scores_one_patch(fails: Callable[..., str], model_dir: Path) -> None:
+    said = fails("evaluate", model_dir, "c.json", "--patch", "a", "--patch", "b")
+    assert "--patch is given twice" in said
+
+
 def test_patch_and_method_exclude_each_other(fails: Callable[..., str], model_dir: Path) -> None:
     assert "not allowed" in fails("evaluate", model_dir, "c.json", "--patch", "p", "--method", "ace")
 

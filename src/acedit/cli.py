@@ -73,6 +73,15 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+class _Once(argparse.Action):
+    """An option that others take several times, and this command does not."""
+
+    def __call__(self, parser: Any, args: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        if getattr(args, self.dest) is not None:
+            parser.error(f"{option} is given twice; one is scored at a time")
+        setattr(args, self.dest, value)
+
+
 def _parser() -> argparse.ArgumentParser:
     from acedit.cli_bench import add_bench
 
@@ -167,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", metavar="MODEL", help=model_help)
     evaluate.add_argument("cases", metavar="CASES", help="cases in MQuAKE's format")
     how = evaluate.add_mutually_exclusive_group()
-    how.add_argument("--patch", metavar="PATCH", help="score this patch; its edits are the cases'")
+    how.add_argument("--patch", metavar="PATCH", action=_Once, help="score it; its edits are the cases'")
     how.add_argument("--method", metavar="M", help="edit the cases in batches and score them")
     evaluate.add_argument("--batch", metavar="N", type=whole(1), default=1, help="cases edited at once")
     evaluate.set_defaults(run=_evaluate)

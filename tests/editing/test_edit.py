@@ -46,7 +46,7 @@ def weights(lm: LanguageModel) -> list[torch.Tensor]:
 def short(name: str) -> Method:
     """The method, with few gradient steps: random weights learn two facts in no time."""
     found = method(name)
-    return replace(found, polish=found.polish and replace(found.polish, steps=15))
+    return replace(found, polish=found.polish and replace(found.polish, steps=15, passes=None))
 
 
 def loss(lm: LanguageModel, patch: Patch) -> tuple[float, float]:
@@ -134,6 +134,34 @@ def test_an_edit_whose_wordings_all_score_it_is_refused(tmp_path: Path) -> None:
     for name in ("ace", "memit", "kn"):
         with pytest.raises(UserError, match="every wording of the edit 'Bo Ray"):
             edit(lm, [one], known=KNOWN, method=name, plan=PLAN, cache_dir=tmp_path, avoid={said})
+
+
+def test_an_edit_left_without_the_wording_its_method_takes_is_refused(tmp_path: Path) -> None:
+    """`memit` says a fact in one wording only: another of its relation does not help."""
+    lm = tiny_lm("qwen3")
+    one = Edit("Bo Ray", R["P27"], "Chile", "Peru")
+    avoid = {one.prompt.format("Bo Ray")}
+    with pytest.raises(UserError, match="that the method takes is one that scores it"):
+        edit(lm, [one], known=KNOWN, method="memit", plan=PLAN, cache_dir=tmp_path, avoid=avoid)
+    assert edit(lm, [one], known=KNOWN, method=short("ace"), cache_dir=tmp_path, avoid=avoid).updates
+
+
+def test_the_essence_of_a_subject_is_shown_and_holds_nothing_scored(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    seen: list[str] = []
+
+    def written(avoid: set[str]) -> Patch:
+        seen.clear()
+        return edit(
+            lm, EDITS[:1], known=KNOWN, method="memit", plan=PLAN, cache_dir=tmp_path, avoid=avoid,
+            watch=lambda prompts: seen.extend(p.whole for p in prompts if p.template == "{} is a"),
+        )  # fmt: skip
+
+    written(set())
+    (said,) = seen
+    assert said.startswith("Bo Ray is a")
+    written({said})
+    assert not seen
 
 
 def test_an_edit_that_comes_out_nan_is_refused(tmp_path: Path) -> None:

@@ -172,6 +172,21 @@ def test_a_prompt_that_cannot_be_said_is_given_up(model: LanguageModel) -> None:
     assert pool.wrong() == {"edit": 1, "replay": 0}
 
 
+def test_what_was_said_for_long_and_breaks_is_worked_on(model: LanguageModel) -> None:
+    """Looks at a said prompt are no reason to give it up, nor is its best then one to come back to."""
+    pool = _Pool(Rows(model, prompts(1)[:1], ()), Polish(rows=2))
+    one = torch.tensor([0])
+    for _ in range(2 * VAIN):
+        pool.seen(one, torch.tensor([0.001]))
+    assert pool.seems_done()
+    for look in range(2 * VAIN):
+        pool.seen(one, torch.tensor([6.0 * 0.9**look]))
+        assert not pool.seems_done()
+    for _ in range(VAIN):
+        pool.seen(one, torch.tensor([6.0]))
+    assert pool.seems_done()
+
+
 @pytest.mark.parametrize(("slow", "screen", "wanted"), [(0.2, True, 160), (0.2, False, 80), (1.0, True, 80)])
 def test_it_goes_on_while_much_is_unsaid(
     model: LanguageModel, slow: float, screen: bool, wanted: int, monkeypatch: pytest.MonkeyPatch

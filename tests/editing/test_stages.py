@@ -64,7 +64,28 @@ def test_a_whole_weight_does_what_its_update_does(model: LanguageModel) -> None:
     with pytest.raises(ZeroDivisionError), replacing(model, {1: delta}):
         raise ZeroDivisionError
     assert model.down(1).forward == own
+    model.down(1).forward = own  # as accelerate leaves it
+    with replacing(model, {1: delta}):
+        pass
+    assert model.down(1).__dict__.pop("forward") == own
     assert torch.equal(model.run_backbone(encoded), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_whole_weight_is_rounded_as_a_patch_rounds_it(dtype: torch.dtype) -> None:
+    """What the polish sees is what the patch will do, where Δ is finer than the weights too."""
+    lm = tiny_lm("qwen3", dtype=dtype)
+    g = torch.Generator().manual_seed(0)
+    delta = 1e-3 * torch.randn(lm.d_model, lm.n_neurons, generator=g)
+    encoded = lm.encode(["Ann Lee likes", "Bo"])
+    plain = lm.down_weight(0).detach().clone()
+    with replacing(lm, {0: delta}):
+        found = lm.run_backbone(encoded).double()
+    lm.down_weight(0).data = (plain.to(torch.promote_types(dtype, torch.float32)) + delta).to(dtype)
+    wanted = lm.run_backbone(encoded).double()
+    lm.down_weight(0).data = (plain.double() + 1.5 * delta).to(dtype)
+    other = lm.run_backbone(encoded).double()
+    assert float((found - wanted).norm()) < 0.2 * float((other - wanted).norm())
 
 
 def test_an_end_is_read_behind_its_answer(model: LanguageModel) -> None:

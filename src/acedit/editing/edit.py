@@ -35,7 +35,7 @@ from acedit.editing.solve import Metric, factor, inverse, null_space
 from acedit.editing.stages import Stage, Update, Writing, mean_by, sweep, updates_in
 from acedit.editing.target import search
 from acedit.errors import UserError
-from acedit.knowledge.compose import Composer, Prompt, belief_texts
+from acedit.knowledge.compose import Composer, Prompt, belief_texts, holds
 from acedit.knowledge.facts import Edit, Fact, distinct_edits
 from acedit.knowledge.prose import prose
 from acedit.lm.model import LanguageModel
@@ -47,6 +47,7 @@ Progress = Callable[[str], None]
 KEPT = ("hold", "replay")  # held to the unedited model, nothing is written
 TOKENS_A_NEURON = 16  # of prose, where little is known
 ENDINGS, ALIKE = 64, 0.9  # known answers whose ends are looked at, and the share that must end alike
+SAID_EVERY = 50  # steps of the polish
 FLOOR = 1e-6  # of the mean diagonal, added to what is preserved: a short text spans few keys
 
 
@@ -103,10 +104,11 @@ def edit(
         composed = Composer(
             edits, known, exclude=exclude, avoid=avoid, seed=seed, amounts=chosen.amounts
         ).prompts()
-        _all_worded(edits, composed)
         prompts = _worded(lm, edits, composed, chosen, seed)
+        _all_worded(edits, prompts)
+    essence = _essence(lm, edits, avoid) if chosen.essence else []
     if watch is not None:
-        watch(prompts)
+        watch([*prompts, *essence])
     if plan is None and chosen.planned:
         from acedit.editing.plan import find_plan
 
@@ -117,7 +119,7 @@ def edit(
     plan = plan if chosen.planned else None
     updates: list[Update] = []
     if not chosen.reader:
-        updates = _write(lm, edits, prompts, chosen, plan, seed, texts, cache_dir, tell)
+        updates = _write(lm, edits, prompts, essence, chosen, plan, seed, texts, cache_dir, tell)
     for update in updates:
         if not (update.left.isfinite().all() and update.right.isfinite().all()):
             raise UserError(
@@ -214,8 +216,8 @@ def _all_worded(edits: Sequence[Edit], prompts: Sequence[Prompt]) -> None:
     for i, edit in enumerate(edits):
         if i not in said:
             raise UserError(
-                f"every wording of the edit {edit.prompt.format(edit.subject)!r} is one that scores it: "
-                "give its relation a prompt that is not among the case's questions"
+                f"every wording of the edit {edit.prompt.format(edit.subject)!r} that the method takes is "
+                "one that scores it: give its relation a prompt that is not among the case's questions"
             )
 
 
@@ -240,6 +242,7 @@ def _write(
     lm: LanguageModel,
     edits: Sequence[Edit],
     prompts: Sequence[Prompt],
+    essence: Sequence[Prompt],
     chosen: Method,
     plan: Plan | None,
     seed: int,
@@ -263,10 +266,6 @@ def _write(
         touched = list(_skipped(plan.query_layers, plan, chosen, "query")[-1:])
     if not touched and (chosen.stages or chosen.polish):
         raise UserError(f"method {chosen.name!r} leaves out every layer it writes; skip fewer")
-    essence: list[Prompt] = []
-    if chosen.essence:
-        about = [Prompt("{} is a", one.subject, "", "keep", i) for i, one in enumerate(edits)]
-        essence = own_answers(lm, about)
     groups = [single]
     if chosen.one_by_one:
         groups = [[p for p in single if p.edit == i] for i in range(len(edits))]
@@ -286,6 +285,11 @@ def _write(
     else:
         zero = torch.zeros(lm.d_model, 1, device=lm.device)
         updates = [Update(layer, zero, torch.zeros(1, lm.n_neurons, device=lm.device)) for layer in touched]
+
+    def stepped(step: int, steps: int, wrong: Mapping[str, int]) -> None:
+        if step and step % SAID_EVERY == 0:
+            tell(f"step {step} of {steps}: {wrong['edit']} prompts unsaid, {wrong['replay']} kept ones moved")
+
     if chosen.polish is not None:
         tell("polishing")
         pulled = [p for p in single if p.kind in chosen.polished]
@@ -303,8 +307,15 @@ def _write(
             chosen.polish,
             seed=seed,
             whiten=whiten,
+            progress=stepped,
         )
     return updates
+
+
+def _essence(lm: LanguageModel, edits: Sequence[Edit], avoid: Collection[str]) -> list[Prompt]:
+    """What the model says a subject is (Eq. 13's KL holds it), but for what holds a text of `avoid`."""
+    about = [Prompt("{} is a", one.subject, "", "keep", i) for i, one in enumerate(edits)]
+    return [p for p in own_answers(lm, about) if not any(holds(p.whole, text) for text in avoid)]
 
 
 def own_answers(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -423,8 +434,8 @@ def metric_of(
         if known:
             p = p + chosen.known * lm.n_neurons * known[layer]
         floor = FLOOR * float(p.diagonal().mean())
-        p = p + floor * torch.eye(len(p), dtype=p.dtype, device=p.device)
-        q = inverse(factor(p + chosen.ridge * size * torch.eye(len(p), dtype=p.dtype, device=p.device)))
+        p.diagonal().add_(floor + chosen.ridge * size)
+        q = inverse(factor(p))
         if not chosen.ridge:
             factors[layer] = q  # the same for every edit
         return q

@@ -10,8 +10,8 @@ more, and if none is wrong the work is done. So an edit of one fact takes a few 
 takes as many as it needs. A prompt of the edit that many looks bring no nearer (its answer holds a token
 the model cannot say, or another prompt denies it) is given up: else its steps would undo the rest.
 
-Footguns: weights are never touched, the updates act through hooks. `drift` and `stop` are tolerances on
-the prompts at hand; what no prompt asks is protected by the space Δ moves in, not by them.
+Footguns: weights are never touched, others stand in for them (`stages.replacing`). `drift` and `stop` are
+tolerances on the prompts at hand; what no prompt asks is protected by the space Δ moves in, not by them.
 """
 
 from abc import ABC, abstractmethod
@@ -50,7 +50,7 @@ class Polish:
     leaves P to the text. lr is Adam's. replay: weight of the KL (nats a token) from the unedited model on
     what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the layers) beyond `unfelt`, at each row's
     subject token, which keeps what else is known of a subject from being drowned there. limit: in the
-    "weights" space, what no entry of Δ may exceed, in multiples of the weights' root mean square; 0 for none.
+    "weights" space, what no entry may move by, in multiples of the weights' root mean square; 0 for none.
     rows: a step at most, half of each sort where both have so many. screen: draw those that are wrong
     first, and end when none is; without it all in turn. passes: as many steps (but `LEAST`) as give so many
     looks at a prompt on average, and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps`
@@ -154,9 +154,11 @@ class _Pool:
 
     def seen(self, rows: Tensor, losses: Tensor) -> None:
         now = losses.float().cpu()
-        better = now < BETTER * self._best[rows]
+        # Looks at what is said count neither as vain nor as a best to be reached again.
+        right = now <= self._limit[rows]
+        better = right | (now < BETTER * self._best[rows])
         self._vain[rows] = torch.where(better, 0.0, self._vain[rows] + 1)
-        self._best[rows] = torch.where(better, now, self._best[rows])
+        self._best[rows] = torch.where(better, now.masked_fill(right, torch.inf), self._best[rows])
         self._last[rows] = now
         self._looks[rows] += 1
         self._time += 1
@@ -259,8 +261,8 @@ class _LowRank(_Moving):
         self.leaves = (self._left, self._right)
 
     def delta(self) -> Tensor:
-        product: Tensor = self._left @ self._right
-        return 2 * product
+        whole: Tensor = 2 * self._left @ self._right
+        return whole
 
     def finished(self) -> Update:
         return Update(self.layer, 2 * self._left.detach(), self._right.detach())
@@ -300,7 +302,7 @@ def _at_subjects(
     lm: LanguageModel, watched: Sequence[tuple[_Moving, Tensor]], subject: Int[Tensor, " picked"]
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Of each layer that is run, the squared lengths of what the update and of what the weights write at the
-    rows' subject tokens. To be entered after the updates: their hooks come first."""
+    rows' subject tokens."""
     written: list[tuple[Tensor, Tensor]] = []
     rows = torch.arange(len(subject), device=subject.device)
     with ExitStack() as stack:

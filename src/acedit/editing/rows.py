@@ -22,6 +22,7 @@ from acedit.lm.model import LanguageModel
 
 FEW, SPREAD = 8, 1.25  # rows that run together whatever their lengths; beyond them, longest over shortest
 TOKENS = 8192  # of one run, padding included
+LOGITS = 2**28  # of one run
 CLASS = 1.5  # longest over shortest in a class of `classes`
 
 
@@ -45,6 +46,7 @@ class Rows:
         self.lengths = self._batch.encoded.lengths.cpu()
         self.classes = _classes(self.lengths, self.kept)
         answer_row = self._batch.answer_row
+        self._answers = torch.bincount(answer_row.cpu(), minlength=len(order))
         held = self.kept.to(answer_row.device)[answer_row]
         self._place = torch.where(held, held.cumsum(0) - 1, -1)
         self._reference = torch.zeros(int(held.sum()), lm.vocab_size, device=lm.device, dtype=lm.wide)
@@ -63,13 +65,15 @@ class Rows:
     def together(self, picked: Int[Tensor, " picked"] | None = None) -> list[Int[Tensor, " group"]]:
         """`picked` (ascending; default all) cut into runs of like length."""
         picked = torch.arange(len(self)) if picked is None else picked
-        lengths = self.lengths[picked].tolist()
-        cuts = [0] if lengths else []
+        lengths, answers = self.lengths[picked].tolist(), self._answers[picked].tolist()
+        cuts, read = [0] if lengths else [], 0
         for i, length in enumerate(lengths):
-            count = i - cuts[-1]
+            count, read = i - cuts[-1], read + answers[i]
             unlike = count >= FEW and length > SPREAD * lengths[cuts[-1]]
-            if unlike or (count and (count + 1) * length > TOKENS):
+            large = (count + 1) * length > TOKENS or read * self._lm.vocab_size > LOGITS
+            if unlike or (count and large):
                 cuts.append(i)
+                read = answers[i]
         return [picked[start:end] for start, end in pairwise([*cuts, len(lengths)])]
 
     def losses(self, group: Int[Tensor, " picked"]) -> Float[Tensor, " picked"]:

@@ -7,8 +7,7 @@ one ascending sweep writes each layer towards its fixed targets, on the weights 
 
     updates = sweep(lm, writings, metric)
 
-Footguns: `sweep` writes to the live model and puts it back before it returns, also when it raises.
-Written one stage after the other with targets searched on the model as it then is, the first write
+Footguns: written one stage after the other with targets searched on the model as it then is, the first write
 stops the second search early (docs/decisions.md): do not reorder.
 """
 
@@ -91,10 +90,14 @@ def product(delta: Float[Tensor, "d_model n_neurons"]) -> Callable[[Tensor], Ten
 
 @contextmanager
 def replacing(lm: LanguageModel, deltas: Mapping[int, Tensor]) -> Iterator[None]:
-    """Run with W + Δ for the down projections' W, one product where `adding` takes two; weights untouched."""
+    """Run with W + Δ for the down projections' W, rounded to W's dtype as `Patch.apply` leaves it; gradients
+    pass the rounding unchanged. Weights are untouched."""
     with ExitStack() as stack:
         for layer, delta in deltas.items():
-            whole, bias = lm.subvalues(layer).T.to(delta.dtype) + delta, lm.down_bias(layer)
+            own, bias = lm.subvalues(layer).T, lm.down_bias(layer)
+            whole = own.to(torch.promote_types(own.dtype, delta.dtype)) + delta
+            if own.dtype != whole.dtype:
+                whole = whole + (whole.to(own.dtype).to(whole.dtype) - whole).detach()
 
             def forward(key: Tensor, whole: Tensor = whole, bias: Tensor | None = bias) -> Tensor:
                 written = F.linear(key.to(whole.dtype), whole)
@@ -106,7 +109,7 @@ def replacing(lm: LanguageModel, deltas: Mapping[int, Tensor]) -> Iterator[None]
 
 @contextmanager
 def patched(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Run `module` by `forward`; its hooks stay, and so does a `forward` that accelerate put on it."""
+    """Run `module` by `forward` in place of its own, or of what accelerate put there. Its hooks stay."""
     own = module.__dict__.get("forward")
     module.forward = forward
     try:

@@ -33,7 +33,6 @@ class Suffix:
     """
 
     lm: LanguageModel
-    encoded: Encoded
     layer: int
     hidden: Tensor
 
@@ -41,7 +40,7 @@ class Suffix:
         """Record one pass. Raises `UserError` for a layer outside 0 … n_layers."""
         if not 0 <= layer <= lm.n_layers:
             raise UserError(f"layer {layer} is not in 0..{lm.n_layers}")
-        self.lm, self.encoded, self.layer = lm, encoded, layer
+        self.lm, self.layer = lm, layer
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         entering: list[Tensor] = []
 

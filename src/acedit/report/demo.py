@@ -118,7 +118,14 @@ def run(
     return {
         "cases": [case.id for case in chosen],
         "edits": [
-            {"subject": e.subject, "relation": e.relation.id, "old": e.old, "target": e.target} for e in edits
+            {
+                "subject": e.subject,
+                "relation": e.relation.id,
+                "prompt": e.prompt,
+                "old": e.old,
+                "target": e.target,
+            }
+            for e in edits
         ],
         "plan": where.plan.to_json(),
         "answers": [
