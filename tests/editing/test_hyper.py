@@ -86,9 +86,19 @@ def test_an_editor_is_kept_for_its_own_checkpoint(tmp_path: Path, monkeypatch: p
     hyper.save(editor, hyper.cached(lm.fingerprint), [lm.fingerprint])
     assert "" != method("mend").state(lm.fingerprint) != state != ""
     assert method("ace").state(lm.fingerprint) == ""
+    hyper.save(replace_rank(editor), hyper.cached(lm.fingerprint), [lm.fingerprint])
+    with pytest.raises(UserError, match="is no whole hyper-network"):
+        hyper.load(lm)
     hyper.cached(lm.fingerprint).write_bytes(b"cut short")
     with pytest.raises(UserError, match="acedit mend"):
         hyper.load(lm)
+
+
+def replace_rank(editor: HyperEditor) -> HyperEditor:
+    """The editor with a map of another size than its file will say."""
+    inner = editor.inner
+    inner.up = torch.nn.Parameter(inner.up[:, :-1])
+    return editor
 
 
 def test_facts_that_cannot_be_edited_are_refused() -> None:

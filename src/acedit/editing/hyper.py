@@ -57,9 +57,9 @@ class HyperSettings:
 class _Map(nn.Module):
     """A low-rank residual map, shared by the layers but for a scale and an offset each."""
 
-    def __init__(self, width: int, rank: int, layers: int) -> None:
+    def __init__(self, width: int, rank: int, layers: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.randn(width, rank) * width**-0.5)
+        self.down = nn.Parameter(torch.randn(width, rank, generator=generator) * width**-0.5)
         self.up = nn.Parameter(torch.zeros(rank, width))
         self.scale = nn.Parameter(torch.ones(layers, width))
         self.offset = nn.Parameter(torch.zeros(layers, width))
@@ -75,11 +75,14 @@ class HyperEditor(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, n_neurons: int, d_model: int, layers: Sequence[int], rank: int, edits: int) -> None:
+    def __init__(
+        self, n_neurons: int, d_model: int, layers: Sequence[int], rank: int, edits: int, seed: int = 0
+    ) -> None:
         super().__init__()
+        generator = torch.Generator().manual_seed(seed)
         width = n_neurons + d_model
         self.layers, self.edits = tuple(layers), edits
-        self.inner, self.outer = (_Map(width, rank, len(layers)) for _ in range(2))
+        self.inner, self.outer = (_Map(width, rank, len(layers), generator) for _ in range(2))
         self.rate = nn.Parameter(torch.full((len(layers),), -7.0))  # log α
         self.register_buffer("mean", torch.zeros(len(layers), width))
         self.register_buffer("deviation", torch.ones(len(layers), width))
@@ -165,9 +168,10 @@ def train(
     editable = [fact for fact in usable if len(objects[fact.relation.id]) > 1]
     if not editable:
         raise UserError("no known fact has another of its relation to be edited to; give more --facts")
-    torch.manual_seed(settings.seed)
     layers = range(lm.n_layers)[-settings.layers :]
-    editor = HyperEditor(lm.n_neurons, lm.d_model, layers, settings.rank, settings.edits).to(lm.device)
+    editor = HyperEditor(lm.n_neurons, lm.d_model, layers, settings.rank, settings.edits, settings.seed).to(
+        lm.device
+    )
     first = (_drawn(editable, objects, usable, settings, f"statistics/{step}") for step in range(16))
     _standardise(lm, editor, first)
     adam = torch.optim.Adam(editor.parameters(), lr=settings.lr)
@@ -256,10 +260,9 @@ def load(lm: LanguageModel, paths: Sequence[Path] | None = None) -> HyperEditor:
             layers = [int(layer) for layer in about["layers"].split(",")]
             editor = HyperEditor(lm.n_neurons, lm.d_model, layers, int(about["rank"]), int(about["edits"]))
             editor.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(
-            f"{path}: is no whole hyper-network ({error}); remove it and train it again"
-        ) from None
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}: is no whole hyper-network ({said}); remove it and train it again") from None
     return editor.to(lm.device).requires_grad_(False)
 
 
