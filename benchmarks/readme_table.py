@@ -1,10 +1,12 @@
-"""The README's main table, from what `main_table.py` left in results/.
+"""What the README shows of results/: the main table, Table 2, and the demo's transcript.
 
-    python benchmarks/readme_table.py            # writes it between the README's marks
-    python benchmarks/readme_table.py --check    # says whether it stands there as it should
+    python benchmarks/readme_table.py            # writes them between the README's marks
+    python benchmarks/readme_table.py --check    # says whether they stand there as they should
 
-Means over seeds, n of all seeds together; a column a method and number of cases at once. Of a method that was
-run with several settings the last stand here.
+The main table is of `main_table.py`: means over seeds, n of all seeds together, a column a method and number
+of cases at once; of a method that was run with several settings the last stand here. Table 2 is the one that
+`acedit bench tables` left in results/bench_world, without the paper's columns. The transcript is of
+results/demo.txt (`acedit demo > results/demo.txt`): the first case's answers and the scores.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent
-MARKS = "<!-- table -->\n", "<!-- /table -->"
+SHOWN = 6  # of the demo's answers
 COLUMNS = (
     ("batch25.json", "ace", "25 at once"),
     ("batch25.json", "ft-same", "25 at once"),
@@ -72,17 +74,47 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def table_2() -> str:
+    """Multi-hop accuracy by number of edits, a row a method, without the unedited model and the paper."""
+    lines = (HERE / "results" / "bench_world" / "tables.md").read_text("utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| editor"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] != "base":
+            rows.append("| " + " | ".join(cells[:6]) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def demo() -> str:
+    """What the demo said of its first edits, and its scores."""
+    lines = (HERE / "results" / "demo.txt").read_text("utf-8").splitlines()
+    answers = next(i for i, line in enumerate(lines) if line.startswith("Answers ")) + 1
+    kinds = [i for i in range(answers, len(lines)) if lines[i].startswith("  ") and lines[i][2] != " "]
+    scores = lines.index("Scores over all cases")
+    end = next(i for i in range(scores, len(lines)) if lines[i].startswith("  specificity: unrelated"))
+    shown = [*lines[answers : kinds[SHOWN]], "", *lines[scores : end + 1]]
+    return "```\n" + "\n".join(line.rstrip() for line in shown) + "\n```\n"
+
+
+BLOCKS = {"table": table, "table 2": table_2, "demo": demo}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     readme = HERE / "README.md"
-    before, rest = readme.read_text("utf-8").split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    made = before + MARKS[0] + table() + MARKS[1] + after
-    if args.check:
-        sys.exit(0 if made == readme.read_text("utf-8") else "README's table is not what results/ hold")
-    readme.write_text(made, "utf-8")
+    text = readme.read_text("utf-8")
+    for name, make in BLOCKS.items():
+        before, rest = text.split(f"<!-- {name} -->\n")
+        made = f"{before}<!-- {name} -->\n{make()}<!-- /{name} -->" + rest.split(f"<!-- /{name} -->")[1]
+        if args.check and made != text:
+            sys.exit(f"README's {name} is not what results/ hold: run benchmarks/readme_table.py")
+        text = made
+    readme.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
