@@ -89,7 +89,7 @@ def table_2() -> str:
 
 
 def demo() -> str:
-    """What the demo said of its first edits, and its scores."""
+    """What the demo said of its first case, and its scores."""
     lines = (HERE / "results" / "demo.txt").read_text("utf-8").splitlines()
     answers = next(i for i, line in enumerate(lines) if line.startswith("Answers ")) + 1
     kinds = [i for i in range(answers, len(lines)) if lines[i].startswith("  ") and lines[i][2] != " "]
@@ -114,7 +114,8 @@ def main() -> None:
         if args.check and made != text:
             sys.exit(f"README's {name} is not what results/ hold: run benchmarks/readme_table.py")
         text = made
-    readme.write_text(text, "utf-8")
+    if not args.check:
+        readme.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

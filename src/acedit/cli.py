@@ -25,7 +25,7 @@ from acedit.errors import UserError
 if TYPE_CHECKING:
     from acedit.attribution.locate import Location
     from acedit.editing.patch import Patch
-    from acedit.knowledge.facts import Edit, Fact
+    from acedit.knowledge.facts import Fact
     from acedit.lm.model import LanguageModel
 
 
@@ -433,19 +433,6 @@ def write_result(args: argparse.Namespace, command: str, **fields: Any) -> None:
         write_json(args.json, record(command, **fields))
 
 
-def _edit_rows(edits: "Sequence[Edit]") -> list[dict[str, str]]:
-    return [
-        {
-            "subject": edit.subject,
-            "relation": edit.relation.id,
-            "prompt": edit.prompt,
-            "old": edit.old,
-            "target": edit.target,
-        }
-        for edit in edits
-    ]
-
-
 def _neuron_rows(neurons: Sequence[Any]) -> list[dict[str, Any]]:
     return [{"layer": n.layer, "index": n.index, "score": n.score, "tokens": list(n.tokens)} for n in neurons]
 
@@ -475,6 +462,7 @@ def _demo(args: argparse.Namespace) -> None:
 def _locate(args: argparse.Namespace) -> None:
     from acedit.knowledge.facts import read_edits
     from acedit.report import text
+    from acedit.report.files import edit_rows
 
     edits, known = read_edits(args.edits), _facts(args.edits, args.facts)
     check_outputs(args)
@@ -521,7 +509,7 @@ def _locate(args: argparse.Namespace) -> None:
             name.with_name(f"{name.stem}_charts"),
         )
     fields = _location_fields(where)
-    write_result(args, "locate", model=args.model, seed=args.seed, edits=_edit_rows(edits), **fields)
+    write_result(args, "locate", model=args.model, seed=args.seed, edits=edit_rows(edits), **fields)
 
 
 def _study(args: argparse.Namespace) -> None:
@@ -607,6 +595,7 @@ def _annotated(
 
 def _edit(args: argparse.Namespace) -> None:
     from acedit.knowledge.facts import read_edits
+    from acedit.report.files import edit_rows
 
     edits, known, text = read_edits(args.edits), _facts(args.edits, args.facts), given_text(args.text)
     check_outputs(args)
@@ -657,7 +646,7 @@ def _edit(args: argparse.Namespace) -> None:
         patch=args.out,
         id=patch.id,
         fingerprint=patch.fingerprint,
-        edits=_edit_rows(edits),
+        edits=edit_rows(edits),
         plan=patch.plan,
         norms=norms,
     )
@@ -794,12 +783,14 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _patch_fields(patch: "Patch") -> dict[str, Any]:
+    from acedit.report.files import edit_rows
+
     return {
         "id": patch.id,
         "method": patch.method,
         "seed": patch.seed,
         "fingerprint": patch.fingerprint,
-        "edits": _edit_rows(patch.edits),
+        "edits": edit_rows(patch.edits),
         "layers": [{"layer": u.layer, "rank": u.left.shape[1]} for u in patch.updates],
         "plan": patch.plan,
         "settings": patch.settings,

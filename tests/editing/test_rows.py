@@ -54,7 +54,10 @@ def test_what_runs_together_is_of_like_length(model: LanguageModel) -> None:
     assert torch.equal(torch.cat(rows.together(picked)), picked)
 
 
-def test_a_run_holds_no_more_than_its_tokens(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acedit.editing.rows.TOKENS", 1)
+@pytest.mark.parametrize("limit", ["TOKENS", "LOGITS"])
+def test_a_run_holds_no_more_than_fits(
+    model: LanguageModel, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"acedit.editing.rows.{limit}", 1)
     rows = Rows(model, prompts(2), prompts(2))
     assert [len(group) for group in rows.together()] == [1] * len(rows)

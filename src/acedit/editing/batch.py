@@ -94,7 +94,7 @@ class Batch:
         """The rows at `rows` (no repeats), padded to the longest of them."""
         place = torch.full((len(self),), -1, device=rows.device)
         place[rows] = torch.arange(len(rows), device=rows.device)
-        kept = place[self.answer_row] >= 0
+        kept = self.answers_of(rows)
         encoded = self.encoded.rows(rows)
         width = max(encoded.lengths.tolist(), default=0)
         return Batch(
@@ -107,6 +107,10 @@ class Batch:
             self.answer_ids[kept],
         )
 
+    def answers_of(self, rows: Int[Tensor, " picked"]) -> Bool[Tensor, " answer_tokens"]:
+        """Which answer tokens are of the rows at `rows`; `pick` keeps them in this order."""
+        return torch.isin(self.answer_row, rows)
+
     def positions(self, token: str) -> Int[Tensor, " rows"]:
         """Where a stage at `token` ("subject" or "last") writes."""
         return self.subject if token == "subject" else self.last
@@ -114,6 +118,10 @@ class Batch:
     def at_answers(self, final: Float[Tensor, "rows seq d_model"]) -> Float[Tensor, "t d_model"]:
         """The final residual where answers are read."""
         return final[self.answer_row, self.answer_at]
+
+    def logits(self, lm: LanguageModel) -> Float[Tensor, "t vocab"]:
+        """What the model as it stands says where answers are read: one pass, float32 at least."""
+        return lm.head_logits(self.at_answers(lm.run_backbone(self.encoded)))
 
     def nll(self, logits: Float[Tensor, "t vocab"]) -> Float[Tensor, " rows"]:
         """Mean negative log-likelihood of each row's answer, nats a token."""

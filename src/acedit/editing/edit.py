@@ -173,9 +173,7 @@ def believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) ->
     doubted = set()
     with torch.no_grad():
         for batch in split(lm, asked):
-            hidden = lm.run_backbone(batch.encoded)
-            logits = lm.head_logits(batch.at_answers(hidden))
-            for prompt, right in zip(batch.prompts, batch.right(logits).tolist(), strict=True):
+            for prompt, right in zip(batch.prompts, batch.right(batch.logits(lm)).tolist(), strict=True):
                 if not right:
                     doubted.add((prompt.subject, prompt.template))
     return [f for f in known if f.key not in onward or (f.subject, f.prompt) not in doubted]
@@ -285,12 +283,13 @@ def _write(
     else:
         zero = torch.zeros(lm.d_model, 1, device=lm.device)
         updates = [Update(layer, zero, torch.zeros(1, lm.n_neurons, device=lm.device)) for layer in touched]
-
-    def stepped(step: int, steps: int, wrong: Mapping[str, int]) -> None:
-        if step and step % SAID_EVERY == 0:
-            tell(f"step {step} of {steps}: {wrong['edit']} prompts unsaid, {wrong['replay']} kept ones moved")
-
     if chosen.polish is not None:
+
+        def stepped(step: int, steps: int, wrong: Mapping[str, int]) -> None:
+            if step and step % SAID_EVERY == 0:
+                said = f"{wrong['edit']} prompts unsaid, {wrong['replay']} kept ones moved"
+                tell(f"step {step} of {steps}: {said}")
+
         tell("polishing")
         pulled = [p for p in single if p.kind in chosen.polished]
         whiten = None

@@ -138,7 +138,7 @@ def pairs_of(
             return added
 
         with adding(lm, {layer: term(layer, read, leaves) for layer in layers}):
-            logits = lm.head_logits(batch.at_answers(lm.run_backbone(batch.encoded)))
+            logits = batch.logits(lm)
         loss = batch.nll(logits.float()).sum() / total
         grads = torch.autograd.grad(loss, [leaves[layer] for layer in layers])
         for layer, grad in zip(layers, grads, strict=True):

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acedit.editing.rows import Rows
-from acedit.editing.stages import Update, product, replacing
+from acedit.editing.stages import Update, replacing
 from acedit.knowledge.compose import Prompt
 from acedit.lm.model import LanguageModel
 
@@ -121,7 +121,7 @@ def polish(
         picked = pool.draw(generator)
         adam.zero_grad()
         with _moving_in(lm, moving) as (deltas, leaves):
-            watched = list(zip(moving, leaves, strict=True)) if settings.shift else []
+            watched = leaves if settings.shift else {}
             for group in rows.together(picked):
                 with _at_subjects(lm, watched, rows.subjects(group)) as written:
                     each = rows.losses(group)
@@ -132,7 +132,7 @@ def polish(
                     added, own = (torch.stack(column).sum(0) for column in zip(*written, strict=True))
                     loss = loss + settings.shift * F.relu(added / own - settings.unfelt).sum()
                 (loss / count).backward()
-            torch.autograd.backward(deltas, [leaf.grad for leaf in leaves])
+            torch.autograd.backward(deltas, [leaf.grad for leaf in leaves.values()])
         adam.step()
         step += 1
         for one in moving:
@@ -288,36 +288,41 @@ def _movable(
 
 
 @contextmanager
-def _moving_in(lm: LanguageModel, updates: Sequence[_Moving]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Run with the updates in; yields each Δ, and the leaf that stands for it and gathers gradients over
-    several runs."""
+def _moving_in(
+    lm: LanguageModel, updates: Sequence[_Moving]
+) -> Iterator[tuple[list[Tensor], dict[int, Tensor]]]:
+    """Run with the updates in; yields each Δ, and by layer the leaf that stands for it and gathers gradients
+    over several runs."""
     deltas = [update.delta() for update in updates]
-    leaves = [delta.detach().requires_grad_(True) for delta in deltas]
-    with replacing(lm, {update.layer: leaf for update, leaf in zip(updates, leaves, strict=True)}):
+    leaves = {
+        update.layer: delta.detach().requires_grad_(True)
+        for update, delta in zip(updates, deltas, strict=True)
+    }
+    with replacing(lm, leaves):
         yield deltas, leaves
 
 
 @contextmanager
 def _at_subjects(
-    lm: LanguageModel, watched: Sequence[tuple[_Moving, Tensor]], subject: Int[Tensor, " picked"]
+    lm: LanguageModel, watched: Mapping[int, Tensor], subject: Int[Tensor, " picked"]
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Of each layer that is run, the squared lengths of what the update and of what the weights write at the
-    rows' subject tokens."""
+    """Of each watched layer (its Δ), the squared lengths of what the update and of what the weights write at
+    the rows' subject tokens."""
     written: list[tuple[Tensor, Tensor]] = []
     rows = torch.arange(len(subject), device=subject.device)
     with ExitStack() as stack:
-        for one, delta in watched:
+        for layer, delta in watched.items():
 
             def keep(_: object, args: tuple[Tensor, ...], output: Tensor, delta: Tensor = delta) -> None:
                 key, whole = (
                     x.reshape(len(subject), -1, x.shape[-1])[rows, subject].to(delta.dtype)
                     for x in (args[0], output)
                 )
-                added = product(delta)(key)
+                added = key @ delta.T
                 own = (whole - added).detach()
                 written.append(((added**2).sum(-1), (own**2).sum(-1)))
 
-            stack.callback(lm.down(one.layer).register_forward_hook(keep).remove)
+            stack.callback(lm.down(layer).register_forward_hook(keep).remove)
         yield written
 
 

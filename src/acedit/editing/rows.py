@@ -53,7 +53,7 @@ class Rows:
         with torch.no_grad():
             for group in self.together(torch.nonzero(self.kept)[:, 0]):
                 batch, place = self._picked(group)
-                self._reference[place] = self._logits(batch).log_softmax(-1)
+                self._reference[place] = batch.logits(lm).log_softmax(-1)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -79,7 +79,7 @@ class Rows:
     def losses(self, group: Int[Tensor, " picked"]) -> Float[Tensor, " picked"]:
         """NLL of the answer, or for kept rows KL from the unedited model, nats a token; rows ascend."""
         batch, place = self._picked(group)
-        said = self._logits(batch).log_softmax(-1)
+        said = batch.logits(self._lm).log_softmax(-1)
         token = F.nll_loss(said, batch.answer_ids, reduction="none")
         held = place >= 0
         if held.any():
@@ -91,10 +91,7 @@ class Rows:
     def _picked(self, group: Tensor) -> tuple[Batch, Int[Tensor, " answer_tokens"]]:
         """The rows, and where each of their answers' tokens has its reference; -1 for none."""
         group = group.to(self._place.device)
-        return self._batch.pick(group), self._place[torch.isin(self._batch.answer_row, group)]
-
-    def _logits(self, batch: Batch) -> Float[Tensor, "t vocab"]:
-        return self._lm.head_logits(batch.at_answers(self._lm.run_backbone(batch.encoded)))
+        return self._batch.pick(group), self._place[self._batch.answers_of(group)]
 
 
 def _classes(lengths: Int[Tensor, " rows"], kept: Bool[Tensor, " rows"]) -> Int[Tensor, " rows"]:

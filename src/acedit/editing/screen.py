@@ -100,7 +100,7 @@ class Trial:
 
     @torch.no_grad()
     def _right(self, batch: Batch) -> torch.Tensor:
-        return batch.right(self._lm.head_logits(batch.at_answers(self._lm.run_backbone(batch.encoded))))
+        return batch.right(batch.logits(self._lm))
 
     def _writing(self, stage: Stage, layers: Range) -> Writing | None:
         batches = self._batches[stage.name]

@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from acedit.editing.batch import Batch
@@ -27,6 +27,7 @@ from acedit.editing.solve import Metric, solve
 from acedit.editing.target import Targets, TargetSettings
 from acedit.knowledge.compose import Kind
 from acedit.lm.model import LanguageModel
+from acedit.lm.trace import run_by
 
 Where = Literal["query", "middle", "value"]
 Token = Literal["subject", "last"]
@@ -83,11 +84,6 @@ def adding(lm: LanguageModel, added: Mapping[int, Callable[[Tensor], Tensor]]) -
         yield
 
 
-def product(delta: Float[Tensor, "d_model n_neurons"]) -> Callable[[Tensor], Tensor]:
-    """What a whole Δ adds, as `adding` takes it."""
-    return lambda key: key.to(delta.dtype) @ delta.T
-
-
 @contextmanager
 def replacing(lm: LanguageModel, deltas: Mapping[int, Tensor]) -> Iterator[None]:
     """Run with W + Δ for the down projections' W, rounded to W's dtype as `Patch.apply` leaves it; gradients
@@ -103,22 +99,8 @@ def replacing(lm: LanguageModel, deltas: Mapping[int, Tensor]) -> Iterator[None]
                 written = F.linear(key.to(whole.dtype), whole)
                 return (written if bias is None else written + bias).to(key.dtype)
 
-            stack.enter_context(patched(lm.down(layer), forward))
+            stack.enter_context(run_by(lm.down(layer), forward))
         yield
-
-
-@contextmanager
-def patched(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Run `module` by `forward` in place of its own, or of what accelerate put there. Its hooks stay."""
-    own = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 @contextmanager

@@ -29,12 +29,16 @@ def wikitext() -> str:
 
 def prose() -> list[str]:
     """The paragraphs after them, about 90,000 tokens of a large model's."""
-    return [line for line in _whole()[MEASURED:].splitlines() if line.strip()]
+    return _paragraphs(_whole()[MEASURED:])
 
 
 def read_prose(path: str | Path) -> list[str]:
     """The lines of a UTF-8 text that hold something. Raises UserError for a file without any."""
-    lines = [line for line in read_utf8(path, "a text file").splitlines() if line.strip()]
+    lines = _paragraphs(read_utf8(path, "a text file"))
     if not lines:
         raise UserError(f"{path}: holds no text; give paragraphs, one a line")
     return lines
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]

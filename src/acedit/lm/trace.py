@@ -58,6 +58,20 @@ def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
+def run_by(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Run `module` by `forward` in place of its own, or of what accelerate put there. Its hooks stay."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+@contextmanager
 def _eager(lm: LanguageModel) -> Iterator[None]:
     """Fused attention never holds its weights; the plain kind does."""
     before = lm.model.config._attn_implementation

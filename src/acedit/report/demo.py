@@ -26,7 +26,7 @@ from acedit.knowledge.compose import chain_question, reserved
 from acedit.knowledge.facts import Case, Edit, Fact, cases_from
 from acedit.knowledge.relations import held_out, mquake
 from acedit.lm.model import LanguageModel
-from acedit.report.files import write_text
+from acedit.report.files import edit_rows, write_text
 from acedit.report.page import AnswerRow, EditRow, Page, Said, render
 from acedit.report.text import layer_bars, neuron_table, score_table, table
 from acedit.world.graph import World, build_world, mquake_cases
@@ -117,16 +117,7 @@ def run(
     say(f"\npatches: {', '.join(str(out / method) for method in METHODS)}\nreport:  {page}")
     return {
         "cases": [case.id for case in chosen],
-        "edits": [
-            {
-                "subject": e.subject,
-                "relation": e.relation.id,
-                "prompt": e.prompt,
-                "old": e.old,
-                "target": e.target,
-            }
-            for e in edits
-        ],
+        "edits": edit_rows(edits),
         "plan": where.plan.to_json(),
         "answers": [
             {

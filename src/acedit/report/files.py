@@ -8,11 +8,13 @@ Values go through `acedit.plain` on their way into JSON.
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from acedit.errors import UserError
+from acedit.knowledge.facts import Edit
 from acedit.plain import plain
 
 SCHEMA = 1
@@ -22,6 +24,20 @@ SCHEMA = 1
 def record(command: str, **fields: Any) -> dict[str, Any]:
     """An object for `--json`: its schema version, the command, then `fields`."""
     return {"schema": SCHEMA, "command": command, **fields}
+
+
+def edit_rows(edits: Iterable[Edit]) -> list[dict[str, str]]:
+    """The edits as docs/json.md has them."""
+    return [
+        {
+            "subject": edit.subject,
+            "relation": edit.relation.id,
+            "prompt": edit.prompt,
+            "old": edit.old,
+            "target": edit.target,
+        }
+        for edit in edits
+    ]
 
 
 def write_json(path: str | Path, value: Any) -> Path:

@@ -18,7 +18,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from transformers import (
 )
 
 from acedit.lm.cache import save_tensors
+from acedit.lm.trace import run_by
 from acedit.world.corpus import Corpus, Document
 from acedit.world.graph import World, build_world
 from acedit.world.tokenizer import train_tokenizer
@@ -127,13 +128,10 @@ class _Product(torch.autograd.Function):
 def half_products(model: Causal) -> Iterator[None]:
     """Matrix products of the blocks in bf16 while inside."""
     inner = [module for module in model.model.layers.modules() if isinstance(module, torch.nn.Linear)]
-    for module in inner:
-        module.forward = partial(_product, module)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for module in inner:
-            del module.forward
+            stack.enter_context(run_by(module, partial(_product, module)))
+        yield
 
 
 def _product(module: torch.nn.Linear, x: Tensor) -> Tensor:
