@@ -11,7 +11,7 @@ from tests.tiny import byte_tokenizer, tiny_model
 def test_asks_every_sort() -> None:
     lm = LanguageModel(tiny_model("qwen3", max_position_embeddings=2048), byte_tokenizer())
     rows = measure(lm, build_world(), n=3)
-    assert [row.n for row in rows] == [3, 3, 3, 3, 1, 1, 1]
+    assert [row.n for row in rows] == [3, 3, 3, 3, 3, 1, 1, 1]
     assert all(0 <= row.value <= 1 for row in rows)
 
 

@@ -42,7 +42,7 @@ def measure(
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[CardRow]:
-    """Ask `n` of each sort (at least one): single hops, latent two and three hops, thoughts of 2 to 4."""
+    """Ask `n` of each sort (at least one): single hops, latent two to four hops, thoughts of 2 to 4."""
     rng = random.Random(f"{seed}/card")
     taught = taught_wordings()
     rows = []
@@ -72,7 +72,12 @@ def measure(
     def question(path: Chain) -> str:
         return chain_question(path[0].subject, [taught[fact.relation] for fact in path], rng)
 
-    for hops, name, least in ((2, "two hops in one pass", 0.90), (3, "three hops in one pass", 0.75)):
+    latent: tuple[tuple[int, str, float | None], ...] = (
+        (2, "two hops in one pass", 0.90),
+        (3, "three hops in one pass", 0.75),
+        (4, "four hops in one pass", None),
+    )
+    for hops, name, least in latent:
         paths = chains[hops]
         asked = [direct_prompt(question(path)) for path in paths]
         row(name, least, asked, [path[-1].object for path in paths], cot=False)

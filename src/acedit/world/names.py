@@ -36,6 +36,9 @@ _FORMS: dict[str, tuple[str, ...]] = {
     "office": ("Governor of {x}", "Chancellor of {x}", "Archbishop of {x}"),
 }
 
+MADE = frozenset({*_ENDS, *_FORMS})
+"""The kinds of entities that names are made for."""
+
 
 class Names:
     """Draws names without repeating a last word; `taken` are names that exist already."""

@@ -1,0 +1,125 @@
+"""Training: an interrupted run goes on as if it had never stopped, and threads share a step."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from acedit.lm.model import load
+from acedit.world.corpus import Corpus
+from acedit.world.tokenizer import train_tokenizer
+from acedit.world.train import (
+    SHAPES,
+    Settings,
+    build_model,
+    documents,
+    learner,
+    tie,
+    tokenized,
+    train,
+    untie,
+)
+from tests.world.small import small_world
+
+SMALL = Settings(
+    steps=4,
+    tokens_per_step=500,
+    d_model=32,
+    layers=4,
+    loops=2,
+    n_neurons=32,
+    heads=2,
+    kv_heads=1,
+    vocab_size=320,
+    warmup=2,
+    long_every=100,
+    four_hop=0.3,
+    cut_share=0.5,
+    strangers=0.3,
+)
+
+
+class _Stopped(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _in_a_corner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acedit.world.train.build_world", small_world)
+
+
+def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", SMALL, say=lambda _: None, workers=1)
+
+    def stop(line: str) -> None:
+        if line.startswith("step 4/4"):
+            raise _Stopped
+
+    with pytest.raises(_Stopped):
+        train(tmp_path / "half", SMALL, say=stop, save_every=2, workers=1)
+    said: list[str] = []
+    half = train(tmp_path / "half", SMALL, say=said.append, save_every=2, workers=1)
+    assert "resuming at step 2" in said
+    a, b = (load_file(folder / "model.safetensors") for folder in (whole, half))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert torch.isfinite(load(half).logits(["Question: who"])).all()
+
+
+def test_other_settings_start_anew(tmp_path: Path) -> None:
+    train(tmp_path, SMALL, say=lambda _: None, save_every=2, workers=1)
+    said: list[str] = []
+    train(tmp_path, replace(SMALL, seed=1, steps=2), say=said.append, workers=1)
+    assert not any("resuming" in line for line in said)
+
+
+def test_threads_share_a_step() -> None:
+    """Loss and gradients of two workers are those of one, to rounding; the thread count is put back."""
+    world = small_world()
+    corpus = Corpus(world, 0, SMALL.strangers)
+    docs = documents(lambda _: corpus, replace(SMALL, tokens_per_step=4000), 3)
+    rows = tokenized(train_tokenizer([doc.text for doc in docs], 320, 2048), docs)
+    model = build_model(SMALL, 320)
+    tie(model, SMALL.loops)
+    threads = torch.get_num_threads()
+    found = []
+    for workers in (1, 2):
+        with learner(model, workers) as learn:
+            loss = learn(rows)
+        found.append((loss, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert torch.get_num_threads() == threads
+    (one, a), (two, b) = found
+    assert len(a) == len(list(model.parameters()))
+    assert one == pytest.approx(two, rel=1e-5)
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-5)
+    assert max(x.abs().max() for x in a) > 0
+
+
+def test_tied_layers_become_their_own() -> None:
+    model = build_model(SMALL, 320)
+    tie(model, SMALL.loops)
+    layers = model.model.layers
+    assert layers[2].mlp.up_proj.weight is layers[0].mlp.up_proj.weight
+    untie(model)
+    assert layers[2].mlp.up_proj.weight is not layers[0].mlp.up_proj.weight
+    assert torch.equal(layers[2].mlp.up_proj.weight, layers[0].mlp.up_proj.weight)
+
+
+def test_the_mixture_gives_four_hops_their_share_where_they_are_taught() -> None:
+    world = small_world()
+    for settings, least, most in (
+        (SHAPES["broad"], 0.08, 0.2),
+        (SHAPES["bundled"], 0.0, 0.0),
+        (SHAPES["llama"], 0.0, 0.0),
+    ):
+        corpus = Corpus(world, 0, settings.strangers)
+        asked: list[str] = []
+        draw = corpus.draw
+        corpus.draw = lambda kind, draw=draw, asked=asked: (asked.append(kind), draw(kind))[1]  # type: ignore[assignment,method-assign]
+        docs = documents(lambda _, corpus=corpus: corpus, settings, settings.steps - 1)  # type: ignore[misc]
+        share = asked.count("four_hop") / len(asked)
+        assert least <= share <= most
+        assert any(doc.cuts for doc in docs) == (settings.cut_share > 0)
