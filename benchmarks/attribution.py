@@ -106,9 +106,14 @@ def gradient(lm: LanguageModel, layers: list[int], prompts: int) -> dict[tuple[i
     return scores
 
 
+def ranks(x: Tensor) -> Tensor:
+    """Ranks from 0, those that are alike sharing their mean."""
+    _, group, count = x.unique(return_inverse=True, return_counts=True)
+    return (count.cumsum(0) - (count + 1) / 2)[group].double()
+
+
 def spearman(a: Tensor, b: Tensor) -> float:
-    ranks = torch.stack([a.argsort().argsort(), b.argsort().argsort()]).double()
-    return float(torch.corrcoef(ranks)[0, 1])
+    return float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1])
 
 
 def reset_peak() -> int:

@@ -117,7 +117,12 @@ def main() -> None:
     kept = Kept(out)
     lm = acedit.load(args.model, dtype=torch.float32)
     known = facts_of(build_world(), [])
-    kept.of("settings", lambda: {"model": lm.fingerprint, **vars(args), "layers": lm.n_layers})
+    asked = {name: value for name, value in vars(args).items() if name not in ("out", "finals", "draw")}
+    now = {**asked, "fingerprint": lm.fingerprint, "layers": lm.n_layers}
+    if kept.of("settings", lambda: now) != now:
+        raise SystemExit(
+            f"{out} holds results of other settings ({kept.rows['settings']}): give another --out"
+        )
 
     cases = draw("dev", 100 + args.seed, args.n)
     edits = [case.edits[0] for case in cases]

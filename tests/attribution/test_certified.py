@@ -1,5 +1,6 @@
 """Certified scores against every neuron's distribution in float64: bounds hold, top-k is the same."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,22 @@ from acedit.attribution.certified import (
     exact,
 )
 from acedit.attribution.directions import neuron_directions, rounding, whole_products
+from acedit.attribution.query import query_scores
 from acedit.attribution.spread import measure_spread
-from acedit.attribution.value import layer_scores, log_increase, readings, through_post_norm
+from acedit.attribution.value import (
+    Neuron,
+    attention_subvalue_scores,
+    layer_scores,
+    log_increase,
+    readings,
+    through_post_norm,
+)
 from acedit.errors import UserError
 from acedit.lm.families import FAMILIES
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import trace
 from tests.editing.test_patch import patch_for
-from tests.tiny import tiny_lm
+from tests.tiny import byte_tokenizer, tiny_lm, tiny_model
 
 PROMPTS = ["Ann Lee is a citizen of", "Who is Bo Ray?"]
 ANSWERS = ["Peru", "Chile"]
@@ -287,7 +296,9 @@ def test_wrong_wishes_are_one_line(tmp_path: Path) -> None:
         build_atlas(lm, cache_dir=tmp_path).top_tokens(tiny_lm("gpt2"), 0, 0)
 
 
-def test_an_atlas_is_what_brute_force_says_and_resumes(tmp_path: Path) -> None:
+def test_an_atlas_is_what_brute_force_says_and_resumes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     lm = tiny_lm("gpt2")
     atlas = build_atlas(lm, cache_dir=tmp_path, neuron_tile=7, token_tile=13)
     for layer in range(lm.n_layers):
@@ -302,8 +313,28 @@ def test_an_atlas_is_what_brute_force_says_and_resumes(tmp_path: Path) -> None:
     assert len(files) == lm.n_layers
     files[0].write_bytes(files[0].read_bytes()[:100])
     files[1].unlink()
+    caplog.clear()
     again = build_atlas(lm, cache_dir=tmp_path)
     assert torch.allclose(again.high, atlas.high, atol=1e-5)
+    assert [f"{files[0]} is cut short or cannot be read: it is made again"] == caplog.messages
+
+
+def test_an_atlas_of_another_model_is_said_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one of the same shape, put where this model's would be."""
+    lm, other = tiny_lm("gpt2"), LanguageModel(tiny_model("gpt2", seed=3), byte_tokenizer())
+    true = build_atlas(lm, cache_dir=tmp_path / "true")
+    build_atlas(other, cache_dir=tmp_path)
+    (theirs,) = (tmp_path / "atlas").iterdir()
+    theirs.rename(theirs.with_name(theirs.name.replace(other.fingerprint[:32], lm.fingerprint[:32])))
+    found = build_atlas(lm, cache_dir=tmp_path)
+    assert torch.equal(found.high, true.high)
+    assert len(caplog.messages) == lm.n_layers
+    assert all("is not of this model" in line for line in caplog.messages)
+    caplog.clear()
+    build_atlas(lm, cache_dir=tmp_path)
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -353,11 +384,32 @@ def test_silent_neurons_score_nothing() -> None:
             assert neuron.score == pytest.approx(float(scores[layer, neuron.index]), abs=2e-5)
 
 
-def test_broken_weights_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_broken_weights_are_named_whatever_tensor_they_are_in(name: str, bad: float, tmp_path: Path) -> None:
+    for tensor, weight in tiny_lm(name).model.named_parameters():
+        lm = tiny_lm(name)
+        with torch.no_grad():
+            lm.model.get_parameter(tensor).view(-1)[-1] = bad
+        broken = LanguageModel(lm.model, lm.tokenizer)
+        layer = [part for part in tensor.split(".") if part.isdigit()]
+        where = f"layer {layer[0]}: " if layer else ""
+        with pytest.raises(UserError, match=f"^{where}{re.escape(tensor)} holds NaN"):
+            certified_top(broken, PROMPTS, ANSWERS)
+        assert weight.isfinite().all()
+
+
+def test_every_way_in_refuses_broken_weights(tmp_path: Path) -> None:
     lm = tiny_lm("qwen3")
     with torch.no_grad():
-        lm.down_weight(1)[0, 0] = float("nan")
+        lm.up(1).weight[0, 0] = float("nan")  # type: ignore[index,union-attr]
     broken = LanguageModel(lm.model, lm.tokenizer)
     for make in (build_atlas, measure_spread):
-        with pytest.raises(UserError, match="layer 1: the down projection"):
+        with pytest.raises(UserError, match=r"layer 1: .*up_proj"):
             make(broken, cache_dir=tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    for scores in (layer_scores, attention_subvalue_scores):
+        with pytest.raises(UserError, match=r"layer 1: .*up_proj"):
+            scores(broken, PROMPTS, ANSWERS)
+    with pytest.raises(UserError, match=r"layer 1: .*up_proj"):
+        query_scores(broken, PROMPTS[0], [Neuron(1, 0, 1.0)])

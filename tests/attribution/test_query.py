@@ -122,3 +122,6 @@ def test_bad_input_is_one_line() -> None:
         query_scores(lm, PROMPT, [])
     with pytest.raises(UserError, match="outside the prompt"):
         query_scores(lm, PROMPT, ABOVE, position=50)
+    for layer, index in ((lm.n_layers, 0), (0, lm.n_neurons), (-1, 0)):
+        with pytest.raises(UserError, match=f"no neuron {index} in layer {layer}"):
+            query_scores(lm, PROMPT, [Neuron(layer, index, 1.0)])

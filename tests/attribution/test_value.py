@@ -18,7 +18,7 @@ from acedit.errors import UserError
 from acedit.lm.families import FAMILIES
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import trace
-from tests.tiny import tiny_lm
+from tests.tiny import byte_tokenizer, metaspace_tokenizer, tiny_lm, tiny_model
 
 PROMPTS = ["Ann Lee is a citizen of", "Who is Bo Ray?"]
 ANSWERS = ["Peru", "Chile"]
@@ -147,6 +147,44 @@ def test_top_neurons_are_sorted_and_named() -> None:
     for neuron in best:
         assert float(scores[neuron.layer, neuron.index]) == neuron.score
         assert neuron.tokens == top_tokens(lm, neuron.layer, neuron.index)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "exact"])
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])
+def test_tiles_of_the_vocabulary_change_nothing(
+    name: str, norm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_lm(name, dtype=torch.float64)
+    whole = layer_scores(lm, PROMPTS, ANSWERS, norm=norm)
+    monkeypatch.setattr("acedit.attribution.value.TOKEN_TILE", 100)
+    tiled = layer_scores(lm, PROMPTS, ANSWERS, norm=norm)
+    torch.testing.assert_close(tiled.neurons, whole.neurons)
+    torch.testing.assert_close(tiled.heads, whole.heads)
+
+
+def test_more_neurons_than_there_are_is_one_line() -> None:
+    lm = tiny_lm("qwen3")
+    scores = neuron_scores(lm, PROMPTS, ANSWERS).sum(1)
+    for k in (0, scores.numel() + 1):
+        with pytest.raises(UserError, match=f"k is {k}: ask for 1 to {scores.numel()} neurons"):
+            top_neurons(lm, scores, k)
+
+
+def test_an_answer_that_is_not_one_of_the_model_s_tokens_is_one_line() -> None:
+    """Unknown to the tokenizer, or known to it and not to the model."""
+    model = tiny_model("llama")
+    unknown = LanguageModel(model, metaspace_tokenizer(unigram=True))
+    with pytest.raises(UserError, match="answer 'ж' is not one of the model's tokens: token 3 is unknown"):
+        neuron_scores(unknown, ["a"], ["ж"])
+    larger = LanguageModel(tiny_model("llama", vocab_size=300), byte_tokenizer())
+    with pytest.raises(UserError, match="answer 'Santiago' is not one of the model's tokens: token 3"):
+        neuron_scores(larger, ["x"], ["Santiago"])
+
+
+def test_a_whole_answer_past_the_context_is_one_line() -> None:
+    lm = tiny_lm("gpt2")
+    with pytest.raises(UserError, match=r"and its answer have .* tokens, the model's context is 128"):
+        neuron_scores(lm, ["x " * 60], ["y " * 60], tokens="all")
 
 
 @pytest.mark.parametrize(

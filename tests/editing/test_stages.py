@@ -9,7 +9,7 @@ from acedit.editing.batch import Batch, split
 from acedit.editing.keys import key_moments, keys_at
 from acedit.editing.solve import factor, inverse
 from acedit.editing.stages import Stage, Update, Writing, replacing, sweep, updates_in
-from acedit.editing.target import Targets, TargetSettings, search
+from acedit.editing.target import Targets, TargetSettings, _Run, search
 from acedit.knowledge.compose import Prompt
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import trace
@@ -200,3 +200,18 @@ def test_key_moments_are_those_of_the_keys(model: LanguageModel) -> None:
             ]
         ).double()
         torch.testing.assert_close(moment, keys.T @ keys / len(keys), atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_kept_is_held_by_the_kl_of_eq_13() -> None:
+    """From the edited model to the unedited one, where the two directions differ."""
+    lm = tiny_lm("qwen3")
+    batch = Batch.of(lm, [Prompt("{} is a", "Ann Lee", "citizen", "keep", 0)])
+    run = _Run(lm, batch, 1, "subject", attention=False)
+    delta = 20 * torch.randn(1, 1, lm.d_model, generator=torch.Generator().manual_seed(0))
+    _, hold = run.losses(delta)
+    before = batch.logits(lm).log_softmax(-1)
+    hidden = run.suffix.hidden
+    moved = run.suffix.run(hidden.index_add(1, batch.subject, delta))
+    after = run.suffix.logits(batch.at_answers(moved)).log_softmax(-1)
+    torch.testing.assert_close(hold, batch.row_mean((after.exp() * (after - before)).sum(-1)))
+    assert (hold - batch.row_mean((before.exp() * (before - after)).sum(-1))).abs() > 1e-2

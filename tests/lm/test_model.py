@@ -109,6 +109,9 @@ def test_prompts_that_cannot_be_run_are_refused() -> None:
             lm.encode(texts)
     with pytest.raises(UserError, match="context is 128"):
         lm.encode(["Peru " * 300])
+    begun = LanguageModel(tiny_model("llama"), byte_tokenizer(bos=True))
+    with pytest.raises(UserError, match="a prompt is empty"):
+        begun.encode(["Peru", ""])
 
 
 def test_the_fingerprint_tells_models_apart_and_is_kept() -> None:

@@ -37,6 +37,7 @@ from acedit.lm.model import LanguageModel
 TOKENS = 10  # top and bottom tokens kept a neuron
 NEURON_TILE = 2048
 TOKEN_TILE = 16384
+FORM = 2  # what is kept, and how it is worked out: part of where it is kept
 
 Progress = Callable[[int, int], None]
 
@@ -76,13 +77,15 @@ def build_atlas(
     a patched model or weights that are not finite.
     """
     lm.refuse_patched("the atlas")
-    folder = (cache_dir or default_cache()) / "atlas" / lm.fingerprint[:32]
+    lm.refuse_broken()
+    folder = (cache_dir or default_cache()) / "atlas" / f"{FORM}-{lm.fingerprint[:32]}"
+    names = {"high", "low", "top", "bottom"}
     longest = longest_row(lm)
     rows = []
     for layer in range(lm.n_layers):
         make = partial(_layer, lm, layer, longest, neuron_tile, token_tile)
         with whole_products(lm.device):
-            rows.append(kept_or_made(folder / f"{layer}.safetensors", {"high", "low", "top", "bottom"}, make))
+            rows.append(kept_or_made(folder / f"{layer}.safetensors", names, make, of=lm.fingerprint))
         if progress is not None:
             progress(layer + 1, lm.n_layers)
     return Atlas(

@@ -79,8 +79,8 @@ class Base:
             mean += rest[:, some] @ tile.to(mean)
         mean = mean / total[:, None]
         pulls = [
-            torch.stack([unembedding[token].to(mean), mean, mean - centre], 1),
-            unembedding[ids].to(mean),
+            torch.stack([unembedding[token.to(unembedding.device)].to(mean), mean, mean - centre], 1),
+            unembedding[ids.to(unembedding.device)].to(mean),
         ]
         return cls(log_p, torch.cat(pulls, dim=1), top, peak[:, 0] + total.log(), 1 / total)
 
@@ -142,7 +142,8 @@ def exact(
         new = terms.sub_(reach.to(terms)[:, None]).exp_().sum(1, dtype=total.dtype)
         total = total * (top - reach).exp() + new
         top = reach
-    wanted = (directions * unembedding[token].to(directions)).double().sum(1) * scale
+    own = unembedding[token.to(unembedding.device)].to(directions)
+    wanted = (directions * own).double().sum(1) * scale
     return wanted - top - total.log()
 
 
@@ -227,7 +228,7 @@ class _Board:
 
     def _bound(self, layer: int) -> None:
         lm = self._lm
-        vectors = lm.subvalues(layer).to(self._work)
+        vectors = lm.subvalues(layer).to(lm.device, self._work)
         lengths = vectors.norm(dim=1).double()
         rows = torch.arange(len(self._at.row), device=lm.device) * lm.n_layers + layer
         # γ goes to the few readers instead of the many neurons.
@@ -414,10 +415,10 @@ def _base(
     for layer in range(lm.n_layers):
         norm = lm.ffn_post_norm(layer)
         if norm is not None:
-            subvalues = lm.subvalues(layer).double()
+            subvalues = lm.subvalues(layer).to(coefficients)
             whole = coefficients[:, layer] @ subvalues
             bias = lm.down_bias(layer)
-            whole = whole if bias is None else whole + bias.double()
+            whole = whole if bias is None else whole + bias.to(whole)
             scale[:, layer] *= lm.freeze_norm(norm, whole).inverse_scale
             # What neurons take from each other is lost to the sum's rounding.
             parts = coefficients[:, layer].abs() @ subvalues.abs()

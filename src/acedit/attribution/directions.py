@@ -31,12 +31,10 @@ def neuron_directions(
 ) -> Float[Tensor, "n d_model"]:
     """γ ⊙ fc2_k (post-norm's γ too, centred for LayerNorm) of some neurons, or all, in `dtype`.
 
-    W_U times a row is that neuron's logits. Raises UserError for weights that are not finite.
+    W_U times a row is that neuron's logits.
     """
     vectors = lm.subvalues(layer)
-    vectors = (vectors if index is None else vectors[index]).to(torch.float64)
-    if not bool(torch.isfinite(vectors).all()):
-        raise UserError(f"layer {layer}: the down projection holds NaN or infinite weights")
+    vectors = (vectors if index is None else vectors[index.to(vectors.device)]).to(lm.device, torch.float64)
     for norm in (lm.ffn_post_norm(layer), lm.final_norm):
         if norm is not None:
             vectors = unscaled(lm, norm).apply(vectors)

@@ -50,6 +50,13 @@ def old_answers(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prom
     return [edits[p.edit].old or said[p].strip(" .") or edits[p.edit].target for p in prompts]
 
 
+def mean_sums(lm: LanguageModel, texts: Sequence[str], answers: Sequence[str]) -> tuple[float, ...]:
+    """Each layer's sum over its FFN neurons (Eq. 9, right), mean over prompts, to `TOLERANCE` nats."""
+    n = len(texts)
+    (sums,) = certified_layer_sums(lm, texts, answers, tolerance=TOLERANCE * n, together=True)
+    return tuple(each.value / n for each in sums)
+
+
 def value_and_query(
     lm: LanguageModel,
     texts: Sequence[str],
@@ -87,15 +94,13 @@ def measure(
     answers = old_answers(lm, edits, picked)
     texts = [p.text for p in picked]
     n = len(picked)
-    (sums,) = certified_layer_sums(lm, texts, answers, tolerance=TOLERANCE * n, together=True)
-    wished = min(top, lm.n_layers * lm.n_neurons)
-    ((value,),) = certified_top(lm, texts, answers, k=wished, scope="model", together=True)
+    ((value,),) = certified_top(lm, texts, answers, k=top, scope="model", together=True)
     query = torch.zeros(lm.n_layers, lm.n_neurons, device=lm.device)
     for _, scores in value_and_query(lm, texts, answers, k=top_k):
         query += scores.neurons.to(query)
-    ffn_vector, attention_vector = _vector_scores(lm, texts, answers)
+    ffn_vector, attention_vector = vector_scores(lm, texts, answers)
     return LayerTable(
-        value=tuple(each.value / n for each in sums),
+        value=mean_sums(lm, texts, answers),
         query=tuple((query.sum(1) / n).tolist()),
         ffn_vector=ffn_vector,
         attention_vector=attention_vector,
@@ -110,7 +115,7 @@ def token_scores(
     lm: LanguageModel, t: Trace, answer: str
 ) -> tuple[Float[Tensor, "layers seq"], Float[Tensor, "layers seq"]]:
     """Eq. 9 of each layer's whole FFN and attention vector at every token of a traced prompt, nats."""
-    token, length = lm.token_ids(answer)[0], int(t.encoded.lengths[0])
+    token, length = lm.answer_ids(answer)[0], int(t.encoded.lengths[0])
     each = [_vectors_at(lm, t, 0, at, token) for at in range(length)]
     ffn, attention = zip(*each, strict=True)
     return torch.tensor(ffn).T, torch.tensor(attention).T
@@ -130,15 +135,15 @@ def _vectors_at(
 
 
 @torch.no_grad()
-def _vector_scores(
+def vector_scores(
     lm: LanguageModel, texts: Sequence[str], answers: Sequence[str]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Eq. 9 of each layer's whole FFN and attention vectors, nats, mean over prompts."""
+    """Eq. 9 of each layer's whole FFN and attention vectors, nats, mean over prompts (layer log increase)."""
     t = trace(lm, texts)
     ffn, attention = [0.0] * lm.n_layers, [0.0] * lm.n_layers
     for i, (at, answer) in enumerate(zip(t.encoded.last.tolist(), answers, strict=True)):
         for total, scores in zip(
-            (ffn, attention), _vectors_at(lm, t, i, at, lm.token_ids(answer)[0]), strict=True
+            (ffn, attention), _vectors_at(lm, t, i, at, lm.answer_ids(answer)[0]), strict=True
         ):
             for layer, score in enumerate(scores):
                 total[layer] += score / len(texts)

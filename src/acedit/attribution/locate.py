@@ -54,9 +54,13 @@ class Location:
 def locate_with(
     lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], *, top: int, reach_of: ReachOf
 ) -> Location:
-    """The location of `edits`' old facts, from prompts a `Composer` made. Raises UserError for top < 1."""
-    if top < 1:
-        raise UserError(f"top {top}: ask for at least one neuron")
+    """The location of `edits`' old facts, from prompts a `Composer` made.
+
+    Raises UserError for a top outside 1 to all neurons.
+    """
+    every = lm.n_layers * lm.n_neurons
+    if not 1 <= top <= every:
+        raise UserError(f"top {top}: ask for 1 to {every} neurons")
     table = measure(lm, edits, prompts, top=top)
     reach = reach_of(lm, edits, prompts)
     query_reach, value_reach = reach.means()

@@ -57,8 +57,10 @@ def query_scores(
     """Score every candidate of `prompt` against `value_neurons` at `position` (Eq. 10).
 
     source: where the candidates stand, `position` itself if not given; negative counts from the end.
-    Raises UserError for no value neurons, a position outside the prompt, or a source after the position.
+    Raises UserError for no value neurons or such as the model has not, a position outside the prompt, a
+    source after the position, or weights that are not finite.
     """
+    lm.refuse_broken()
     if not value_neurons:
         raise UserError("query neurons are scored against value neurons: give at least one")
     t = trace(lm, [prompt], attention_weights=source is not None)
@@ -69,6 +71,11 @@ def query_scores(
     kind: Form = form or ("inner" if lm.gates(0) is None else "change")
     by_layer: dict[int, list[int]] = {}
     for neuron in value_neurons:
+        if not (0 <= neuron.layer < lm.n_layers and 0 <= neuron.index < lm.n_neurons):
+            raise UserError(
+                f"no neuron {neuron.index} in layer {neuron.layer}: the model has {lm.n_layers} layers of "
+                f"{lm.n_neurons}"
+            )
         by_layer.setdefault(neuron.layer, []).append(neuron.index)
     neurons = torch.zeros(lm.n_layers, lm.n_neurons, dtype=lm.wide)
     heads = torch.zeros(lm.n_layers, lm.n_heads, dtype=lm.wide)
@@ -135,7 +142,7 @@ def raised(
         entering = entering + t.attention[layer, 0, at]
     moved = lm.freeze_norm(lm.ffn_norm(layer), entering).apply(vectors)
     x = t.ffn_inputs[layer, 0, at].to(moved)
-    pick = torch.tensor(list(indices), device=moved.device)
+    pick = torch.tensor(list(indices))
     up = lm.subkeys(layer)[pick].to(moved)
     u = x @ up.T + _picked(lm.up_bias(layer), pick, moved)
     du = moved @ up.T

@@ -35,7 +35,7 @@ from acedit.lm.model import LanguageModel
 
 TILE = 256  # tokens whose products are summed in float32; few, since that sum's rounding grows with them
 ROUND = 1e-6  # relative; more than lengths and sums lose that are taken in float64 of numbers in float32
-FORM = 2  # what is kept, and how it is worked out: part of where it is kept
+FORM = 3  # what is kept, and how it is worked out: part of where it is kept
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,10 @@ def measure_spread(
     patched model or weights that are not finite.
     """
     lm.refuse_patched("the spread of logits")
+    lm.refuse_broken()
     folder = (cache_dir or default_cache()) / "spread" / f"{FORM}-{lm.fingerprint[:32]}"
     names = {"mean", "longest", "widest"}
-    rows = kept_or_made(folder / "unembedding.safetensors", names, lambda: _rows(lm))
+    rows = kept_or_made(folder / "unembedding.safetensors", names, lambda: _rows(lm), of=lm.fingerprint)
     mean = rows["mean"].to(lm.device)
     widest = float(rows["widest"])
     unit = 2.0 ** math.frexp(widest)[1]
@@ -83,7 +84,8 @@ def measure_spread(
     for layer in range(lm.n_layers):
         make = partial(_layer, lm, layer, gram, unit, widest)
         with whole_products(lm.device):
-            layers.append(kept_or_made(folder / f"{layer}.safetensors", {"energy", "reach"}, make))
+            path = folder / f"{layer}.safetensors"
+            layers.append(kept_or_made(path, {"energy", "reach"}, make, of=lm.fingerprint))
         if progress is not None:
             progress(layer + 1, lm.n_layers)
     energy, reach = (torch.stack([each[name] for each in layers]) for name in ("energy", "reach"))
@@ -96,8 +98,8 @@ def _rows(lm: LanguageModel) -> dict[str, Tensor]:
     tiles = lm.unembedding.split(TILE)
     mean = torch.zeros(lm.d_model, dtype=torch.float64, device=lm.device)
     for tile in tiles:
-        mean += tile.double().sum(0) / len(lm.unembedding)
-    widest = torch.stack([(tile.double() - mean).norm(dim=1).max() for tile in tiles]).max()
+        mean += tile.to(mean).sum(0) / len(lm.unembedding)
+    widest = torch.stack([(tile.to(mean) - mean).norm(dim=1).max() for tile in tiles]).max()
     return {"mean": mean.cpu(), "longest": longest * (1 + ROUND), "widest": widest.cpu() * (1 + ROUND)}
 
 
@@ -110,7 +112,7 @@ def _gram(
     """
     gram = torch.zeros(lm.d_model, lm.d_model, dtype=torch.float64, device=lm.device)
     for tile in lm.unembedding.split(TILE):
-        centred = ((tile.double() - mean) / unit).to(lm.wide)
+        centred = ((tile.to(mean) - mean) / unit).to(lm.wide)
         gram += centred.T @ centred
     return gram
 

@@ -10,12 +10,13 @@ run at that position, so contributions are linear; `norm="exact"` recomputes it.
 token, or with `tokens="all"` the sum over its tokens by teacher forcing. Scores are in nats.
 
 Footguns: families that cap their logits (gemma2) are scored before the cap. FFN biases are nobody's
-neuron. Neurons are scored in tiles; a tile times the vocabulary is the largest array made. `certified` gives
-the top neurons and layer sums much faster.
+neuron. Neurons and tokens are taken in tiles; a tile of each is the largest array made. `certified` gives the
+top neurons and the layers' sums over neurons much faster, `head_scores` does without the neurons.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ from acedit.lm.trace import Trace, trace
 Norm = Literal["frozen", "exact"]
 Tokens = Literal["first", "all"]
 TILE = 4096  # neurons scored at once
+TOKEN_TILE = 16384  # tokens whose logits they are scored by at once
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,10 @@ def readings(
     """The prompts encoded (with their answers, for `tokens="all"`) and where to read what.
 
     position: a token index to read at instead of the prompt's last; negative counts from the last.
-    Raises UserError for lists of unlike length, or a position outside the prompt.
+    Raises UserError for lists of unlike length, a position outside the prompt, an answer that the model has
+    no tokens for, one that ends outside the context, or weights that are not finite.
     """
+    lm.refuse_broken()
     if len(prompts) != len(answers):
         raise UserError(f"{len(prompts)} prompts but {len(answers)} answers: give one answer a prompt")
     encoded = lm.encode(prompts)
@@ -72,7 +76,7 @@ def readings(
         at = length - 1 if position is None else position + (length if position < 0 else 0)
         if not 0 <= at < length:
             raise UserError(f"position {position} is outside prompt {prompts[i][:40]!r} of {length} tokens")
-        ids = lm.token_ids(answers[i])
+        ids = lm.answer_ids(answers[i])
         row = encoded.input_ids[i, :length].tolist()
         if tokens == "first":
             found.append(Reading(i, at, ids[0], i))
@@ -81,6 +85,11 @@ def readings(
                 raise UserError('tokens="all" reads from the last token on; leave position out')
             found += [Reading(i, at + j, token, i) for j, token in enumerate(ids)]
             row += ids[:-1]
+            if len(row) > lm.context:
+                raise UserError(
+                    f"prompt {prompts[i][:40]!r} and its answer have {len(row)} tokens, the model's context "
+                    f"is {lm.context}"
+                )
         rows.append(row)
     width = max(map(len, rows))
     ids_all = torch.full((len(rows), width), int(encoded.input_ids[0, 0]))
@@ -105,14 +114,10 @@ def log_increase(
 
     final: the final residual of the real run there, whose norm is the frozen one.
     """
-    base, vectors, final = _wide(base), _wide(vectors), _wide(final)
-    unembedding = lm.unembedding.to(base)
-    bias = 0.0 if lm.head_bias is None else lm.head_bias.to(base)
+    # The few vectors go to the unembedding, which may lie on another device.
+    base, vectors, final = (_wide(x).to(lm.unembedding.device) for x in (base, vectors, final))
     frozen = lm.freeze_norm(lm.final_norm, final)
-
-    def log_p(normed: Tensor) -> Tensor:
-        return (normed @ unembedding.T + bias).log_softmax(-1)[..., token]
-
+    log_p = partial(_log_p, lm, token)
     if norm == "frozen":
         start = frozen.apply(base, bias=True)
         reference = log_p(start)
@@ -124,6 +129,23 @@ def log_increase(
             moved = base + part
             tiles.append(log_p(lm.freeze_norm(lm.final_norm, moved).apply(moved, bias=True)) - reference)
     return torch.cat(tiles)
+
+
+def _log_p(lm: LanguageModel, token: int, normed: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n"]:
+    """log p(token) at final-normed vectors, over the vocabulary a tile at a time."""
+    whole = wanted = None
+    for start in range(0, len(lm.unembedding), TOKEN_TILE):
+        stop = start + TOKEN_TILE
+        logits = normed @ lm.unembedding[start:stop].to(normed).T
+        if lm.head_bias is not None:
+            logits = logits + lm.head_bias[start:stop].to(normed)
+        part = logits.logsumexp(-1)
+        whole = part if whole is None else torch.logaddexp(whole, part)
+        if start <= token < stop:
+            wanted = logits[..., token - start]
+    assert whole is not None
+    assert wanted is not None
+    return wanted - whole
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -164,6 +186,15 @@ def through_post_norm(
 
 
 @dataclass(frozen=True)
+class HeadScores:
+    """Eq. 9 by layer and prompt, nats: heads, and each layer's whole attention and FFN vector."""
+
+    heads: Float[Tensor, "layers batch n_heads"]
+    attention_vector: Float[Tensor, "layers batch"]
+    ffn_vector: Float[Tensor, "layers batch"]
+
+
+@dataclass(frozen=True)
 class LayerScores:
     """Eq. 9 by layer and prompt, nats: sums over neurons (or heads), and the layer's whole vector."""
 
@@ -188,26 +219,64 @@ def layer_scores(
     """Every neuron, head and layer of every prompt, scored (Eq. 9)."""
     encoded, places = readings(lm, prompts, answers, tokens=tokens, position=position)
     t = trace(lm, encoded)
-    shape = (lm.n_layers, len(prompts))
-    neurons = torch.zeros(*shape, lm.n_neurons, dtype=lm.wide)
+    found = _head_scores(lm, t, places, len(prompts), norm)
+    neurons = torch.zeros(lm.n_layers, len(prompts), lm.n_neurons, dtype=lm.wide)
+    for at in places:
+        final = t.residual[-1, at.row, at.position]
+        for layer in range(lm.n_layers):
+            vectors = ffn_vectors(lm, t, layer, at.row, at.position)
+            middle = _middle(t, layer, at)
+            neurons[layer, at.source] += log_increase(lm, middle, vectors, final, at.token, norm=norm).cpu()
+    return LayerScores(
+        neurons.sum(-1),
+        found.ffn_vector,
+        found.heads.sum(-1),
+        found.attention_vector,
+        neurons,
+        found.heads,
+    )
+
+
+@torch.no_grad()
+def head_scores(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    tokens: Tokens = "first",
+    norm: Norm = "frozen",
+    position: int | None = None,
+) -> HeadScores:
+    """Every head, and every layer as a whole, of every prompt, scored (Eq. 9)."""
+    encoded, places = readings(lm, prompts, answers, tokens=tokens, position=position)
+    return _head_scores(lm, trace(lm, encoded), places, len(prompts), norm)
+
+
+def _head_scores(
+    lm: LanguageModel, t: Trace, places: Sequence[Reading], batch: int, norm: Norm
+) -> HeadScores:
+    shape = (lm.n_layers, batch)
     heads = torch.zeros(*shape, lm.n_heads, dtype=lm.wide)
     ffn_vector, attention_vector = torch.zeros(shape, dtype=lm.wide), torch.zeros(shape, dtype=lm.wide)
     for at in places:
         final = t.residual[-1, at.row, at.position]
         for layer in range(lm.n_layers):
-            below = _wide(t.residual[layer, at.row, at.position])
-            middle = below + _wide(t.attention[layer, at.row, at.position])
             whole = _wide(t.ffn[layer, at.row, at.position])[None]
-            vectors = torch.cat([ffn_vectors(lm, t, layer, at.row, at.position), whole])
-            scores = log_increase(lm, middle, vectors, final, at.token, norm=norm).cpu()
-            neurons[layer, at.source] += scores[:-1]
-            ffn_vector[layer, at.source] += scores[-1]
+            score = log_increase(lm, _middle(t, layer, at), whole, final, at.token, norm=norm).cpu()
+            ffn_vector[layer, at.source] += score[0]
+            below = _wide(t.residual[layer, at.row, at.position])
             whole = _wide(t.attention[layer, at.row, at.position])[None]
             vectors = torch.cat([head_vectors(lm, t, layer, at.row, at.position), whole])
             scores = log_increase(lm, below, vectors, final, at.token, norm=norm).cpu()
             heads[layer, at.source] += scores[:-1]
             attention_vector[layer, at.source] += scores[-1]
-    return LayerScores(neurons.sum(-1), ffn_vector, heads.sum(-1), attention_vector, neurons, heads)
+    return HeadScores(heads, attention_vector, ffn_vector)
+
+
+def _middle(t: Trace, layer: int, at: Reading) -> Float[Tensor, " d_model"]:
+    """The stream that the layer's FFN adds to, h^{l-1} + A^l."""
+    below, read = t.residual[layer, at.row, at.position], t.attention[layer, at.row, at.position]
+    return _wide(below) + _wide(read)
 
 
 def neuron_scores(
@@ -261,6 +330,7 @@ def top_tokens(
     if norm is not None:
         v = lm.freeze_norm(norm, v).apply(v)
     v = lm.freeze_norm(lm.final_norm, v).apply(v)
+    v = v.to(lm.unembedding.device)
     ids = (lm.unembedding.to(v) @ v).topk(k).indices.tolist()
     return tuple(str(lm.tokenizer.decode([i])) for i in ids)
 
@@ -268,8 +338,12 @@ def top_tokens(
 def top_neurons(
     lm: LanguageModel, scores: Float[Tensor, "layers n_neurons"], k: int, *, named: bool = True
 ) -> list[Neuron]:
-    """The k highest-scoring neurons, best first, with the top tokens of their subvalues."""
-    k = min(k, scores.numel())
+    """The k highest-scoring neurons, best first, with the top tokens of their subvalues.
+
+    Raises UserError for k outside 1 to all of them.
+    """
+    if not 1 <= k <= scores.numel():
+        raise UserError(f"k is {k}: ask for 1 to {scores.numel()} neurons")
     values, flat = scores.flatten().topk(k)
     found = []
     for value, i in zip(values.tolist(), flat.tolist(), strict=True):

@@ -148,7 +148,7 @@ def pairs_of(
     pairs = {}
     for layer, some in found.items():
         keys, writes = zip(*some, strict=True)
-        pairs[layer] = (torch.cat(keys), torch.cat(writes))
+        pairs[layer] = (torch.cat(keys).to(lm.device), torch.cat(writes).to(lm.device))
     return pairs
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from acedit.editing.batch import Batch
 from acedit.lm.model import Encoded, LanguageModel
-from acedit.lm.trace import first
+from acedit.lm.trace import at_tokens, first
 
 
 @torch.no_grad()
@@ -29,10 +29,10 @@ def keys_at(
 
     def on_keys(_: object, args: tuple[Tensor, ...]) -> None:
         shaped = args[0].reshape(len(encoded), -1, args[0].shape[-1])
-        kept["keys"] = shaped[rows, positions].float()
+        kept["keys"] = at_tokens(shaped, rows, positions).float().to(lm.device)
 
     def on_block(_: object, __: object, output: object) -> None:
-        kept["residual"] = first(output)[rows, positions].float()
+        kept["residual"] = at_tokens(first(output), rows, positions).float().to(lm.device)
 
     handles = [
         lm.down(layer).register_forward_pre_hook(on_keys),
@@ -64,7 +64,7 @@ def second_moments(
             layer: int, encoded: Encoded = encoded, rows: Tensor = rows, at: Tensor = at
         ) -> Callable[..., None]:
             def add(_: object, args: tuple[Tensor, ...]) -> None:
-                k = args[0].reshape(len(encoded), -1, lm.n_neurons)[rows, at].float()
+                k = at_tokens(args[0].reshape(len(encoded), -1, lm.n_neurons), rows, at).float()
                 total[layer] += (k.T @ k).double().cpu()
 
             return add

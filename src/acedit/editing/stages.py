@@ -27,7 +27,7 @@ from acedit.editing.solve import Metric, solve
 from acedit.editing.target import Targets, TargetSettings
 from acedit.knowledge.compose import Kind
 from acedit.lm.model import LanguageModel
-from acedit.lm.trace import run_by
+from acedit.lm.trace import at_tokens, run_by
 
 Where = Literal["query", "middle", "value"]
 Token = Literal["subject", "last"]
@@ -91,7 +91,7 @@ def replacing(lm: LanguageModel, deltas: Mapping[int, Tensor]) -> Iterator[None]
     with ExitStack() as stack:
         for layer, delta in deltas.items():
             own, bias = lm.subvalues(layer).T, lm.down_bias(layer)
-            whole = own.to(torch.promote_types(own.dtype, delta.dtype)) + delta
+            whole = own.to(torch.promote_types(own.dtype, delta.dtype)) + delta.to(own.device)
             if own.dtype != whole.dtype:
                 whole = whole + (whole.to(own.dtype).to(whole.dtype) - whole).detach()
 
@@ -108,7 +108,11 @@ def updates_in(lm: LanguageModel, updates: Sequence[Update]) -> Iterator[None]:
     """Run the model with the updates (one a layer) in."""
 
     def term(update: Update) -> Callable[[Tensor], Tensor]:
-        return lambda key: (key.to(update.right.dtype) @ update.right.T) @ update.left.T
+        def added(key: Tensor) -> Tensor:
+            left, right = update.left.to(key.device), update.right.to(key.device)
+            return (key.to(right.dtype) @ right.T) @ left.T
+
+        return added
 
     with adding(lm, {update.layer: term(update) for update in updates}):
         yield
@@ -209,7 +213,8 @@ def _ffn_output(lm: LanguageModel, batch: Batch, layer: int, position: Tensor) -
     rows = torch.arange(len(batch), device=lm.device)
 
     def keep(_: object, __: object, output: Tensor) -> None:
-        kept.append(output.reshape(len(batch), -1, lm.d_model)[rows, position].float())
+        shaped = output.reshape(len(batch), -1, lm.d_model)
+        kept.append(at_tokens(shaped, rows, position).float().to(lm.device))
 
     handle = lm.ffn_module(layer).register_forward_hook(keep)
     try:

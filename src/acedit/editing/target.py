@@ -8,8 +8,8 @@ All edits of a batch are searched together; only the blocks above the layer run,
 only where the loss reads them. δ is one vector an edit, shared by all its rows.
 
 Deviations from the paper: steps are relative to the residual's own norm (lr·‖h‖/√d), δ is clamped at a
-multiple of ‖h‖, and each edit stops by itself, by its loss instead of at KL < 0.01. The KL is from the
-unedited model to the edited one (Eq. 13 has it the other way round), over what the former goes on with.
+multiple of ‖h‖, and each edit stops by itself, by its loss instead of at KL < 0.01. The KL is taken over what
+the unedited model goes on with.
 """
 
 from collections.abc import Sequence
@@ -143,17 +143,18 @@ class _Run:
 
     def _place(self, delta: Tensor, like: Tensor) -> Tensor:
         added = torch.zeros_like(like)
-        return added.index_put((self.rows, self.position), delta[self.edit].to(like.dtype))
+        where = (self.rows.to(like.device), self.position.to(like.device))
+        return added.index_put(where, delta[self.edit].to(like))
 
     def losses(self, delta: Float[Tensor, "parts n_edits d_model"]) -> tuple[Tensor, Tensor]:
-        """NLL of each row's answer and KL from the model's own distribution there, nats a token."""
+        """NLL of each row's answer and KL(edited ‖ unedited) there (Eq. 13), nats a token."""
         if self.attention:
             final = self._run_with_attention(delta)
         else:
             hidden = self.suffix.hidden
             final = self.suffix.run(hidden + self._place(delta[0], hidden))
         logits = self.suffix.logits(self.batch.at_answers(final))
-        hold = F.kl_div(logits.log_softmax(-1), self.reference, log_target=True, reduction="none")
+        hold = F.kl_div(self.reference, logits.log_softmax(-1), log_target=True, reduction="none")
         return self.batch.nll(logits), self.batch.row_mean(hold.sum(-1))
 
     def _run_with_attention(self, delta: Tensor) -> Tensor:

@@ -5,16 +5,20 @@
     keep(path, {"c": c})
 
 Footguns: the key must name everything the tensors depend on (model fingerprint, text, dtype, settings).
-A file that is cut short counts as none; a folder that cannot be written costs time, not the work.
+A file that is cut short, or of something else, is said and counts as none; a folder that cannot be written
+costs time, not the work.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+log = logging.getLogger("acedit")
 
 
 def default_cache() -> Path:
@@ -22,30 +26,39 @@ def default_cache() -> Path:
     return Path(os.environ.get("ACEDIT_CACHE") or Path.home() / ".cache" / "acedit")
 
 
-def kept(path: Path) -> dict[str, Tensor] | None:
-    """The tensors in `path`, memory-mapped; None where there are none, or not whole."""
+def kept(path: Path, *, of: str | None = None) -> dict[str, Tensor] | None:
+    """The tensors in `path`, memory-mapped; None where there are none, not whole, or not kept as `of`."""
     if not path.exists():
         return None
     try:
+        if of is not None:
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("of") != of:
+                    log.warning("%s is not of this model: it is made again", path)
+                    return None
         return load_file(path)
     except (SafetensorError, OSError):
+        log.warning("%s is cut short or cannot be read: it is made again", path)
         return None
 
 
-def keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def keep(path: Path, tensors: Mapping[str, Tensor], *, of: str | None = None) -> None:
     """`save_tensors`, but does nothing where it cannot."""
     try:
-        save_tensors(path, tensors)
-    except (OSError, SafetensorError):
+        save_tensors(path, tensors, None if of is None else {"of": of})
+    except OSError:
         return
 
 
-def kept_or_made(path: Path, names: set[str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors in `path` if they are those `names`, else what `make` returns, now kept there."""
-    found = kept(path)
+def kept_or_made(
+    path: Path, names: set[str], make: Callable[[], dict[str, Tensor]], *, of: str
+) -> dict[str, Tensor]:
+    """The tensors in `path` if they are those `names`, kept as those `of`; else what `make` returns, now kept
+    there."""
+    found = kept(path, of=of)
     if found is None or set(found) != names:
         found = make()
-        keep(path, found)
+        keep(path, found, of=of)
     return found
 
 
@@ -54,7 +67,7 @@ def save_tensors(
 ) -> None:
     """Write `tensors` under a temporary name in `path`'s folder, made if need be, then move them to `path`.
 
-    Raises OSError or SafetensorError where it cannot be written.
+    Raises OSError where it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}-{os.getpid()}")
@@ -65,5 +78,7 @@ def save_tensors(
             metadata=None if metadata is None else dict(metadata),
         )
         partial.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written: {error}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -205,9 +205,11 @@ class LanguageModel:
         """Wrap a loaded model. Raises `UserError` for an unknown family or offloaded weights."""
         self.family = family_of(model.config)
         if any(p.device.type == "meta" for p in model.parameters()):
+            away = [name for name, at in getattr(model, "hf_device_map", {}).items() if at in ("cpu", "disk")]
+            parts = f" ({away[0]} first)" if away else ""
             raise UserError(
-                "some weights are offloaded or on the meta device; "
-                "give a device_map with room for all of them"
+                f"some weights are offloaded or on the meta device{parts}: "
+                "use a smaller dtype, or a device_map with room for all of them"
             )
         self.model = model
         self.model.eval().requires_grad_(False)
@@ -414,7 +416,7 @@ class LanguageModel:
         """
 
         def project(weight: Tensor, bias: Tensor | None) -> Tensor:
-            return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+            return F.linear(x, weight.to(x), None if bias is None else bias.to(x))
 
         gate, up = self._halves(layer)
         gate_bias, up_bias = self._bias_halves(layer)
@@ -493,7 +495,7 @@ class LanguageModel:
         return self._read(normed)
 
     def _read(self, normed: Tensor) -> Tensor:
-        logits = self.head(normed)
+        logits = self.head(normed).to(self.device)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         cap = self.logit_softcap
         return cast(Tensor, logits if cap is None else cap * torch.tanh(logits / cap))
@@ -529,7 +531,7 @@ class LanguageModel:
             raise UserError("encode takes a list of at least one text")
         rows: list[list[int]] = self.tokenizer(list(texts), padding=False)["input_ids"]
         for text, row in zip(texts, rows, strict=True):
-            if not row:
+            if not row or not text:  # some tokenizers begin nothing with a token, too
                 raise UserError("a prompt is empty")
             if max(row) >= self.embedding.weight.shape[0]:
                 raise UserError(
@@ -572,6 +574,37 @@ class LanguageModel:
             if whole[: len(before)] == before and len(whole) > len(before):
                 return whole[len(before) :]
         return self._plain(" " + text if leading_space else text)
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """`token_ids` of an answer the model can give.
+
+        Raises UserError where it has no tokens, or one, wherever in it, that the tokenizer or the model does
+        not know.
+        """
+        ids, vocab = self.token_ids(answer), len(self.unembedding)
+        strange = [i for i in ids if i >= vocab or i == getattr(self.tokenizer, "unk_token_id", None)]
+        if strange or not ids:
+            raise UserError(
+                f"answer {answer!r} is not one of the model's tokens"
+                + (f": token {strange[0]} is unknown to it" if strange else "")
+            )
+        return ids
+
+    @cached_property
+    def _broken(self) -> str | None:
+        """The first parameter that holds a number that is not finite, looked for once, on first use."""
+        for name, weight in self.model.named_parameters():
+            flat = weight.detach().reshape(-1)
+            if not all(bool(torch.isfinite(part).all()) for part in flat.split(1 << 24)):
+                return str(name)
+        return None
+
+    def refuse_broken(self) -> None:
+        """Raises UserError where a weight is NaN or infinite, naming its layer and tensor."""
+        if self._broken is not None:
+            place = re.search(r"\.(\d+)\.", self._broken)
+            where = f"layer {place[1]}: " if place else ""
+            raise UserError(f"{where}{self._broken} holds NaN or infinite weights")
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -668,7 +701,7 @@ class LanguageModel:
         # cost the fused causal kernel, and leave sliding windows with nothing to look at (NaN).
         everything = torch.ones_like(encoded.attention_mask)
         out = self.backbone(input_ids=encoded.input_ids, attention_mask=everything, use_cache=False)
-        return cast(Tensor, out[0])
+        return cast(Tensor, out[0]).to(self.device)  # the last block may lie elsewhere
 
     def generate(
         self,
@@ -803,7 +836,7 @@ class LanguageModel:
                 if room and not ends & set(new[i]) and not stop.search(self._decode(new[i]))
             ]
             if going:
-                pick = torch.tensor(going, device=out.device)
+                pick = torch.tensor(going)  # layers' keys and values may lie on several devices
                 grown = torch.ones_like(out[:, width:], dtype=encoded.attention_mask.dtype)
                 mask = torch.cat([encoded.attention_mask, grown], dim=1)
                 encoded = Encoded(out[pick], mask[pick])

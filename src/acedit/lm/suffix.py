@@ -64,7 +64,7 @@ class Suffix:
         finally:
             for handle in handles:
                 handle.remove()
-        self.hidden = entering[0]
+        self.hidden = entering[0].to(lm.device)
 
     def run(
         self, hidden: Float[Tensor, "batch seq d_model"] | None = None
@@ -73,7 +73,7 @@ class Suffix:
         hidden = self.hidden if hidden is None else hidden
         for layer, (args, kwargs) in zip(range(self.layer, self.lm.n_layers), self._calls, strict=True):
             hidden = first(self.lm.block(layer)(hidden, *args, **kwargs))
-        return hidden
+        return hidden.to(self.lm.device)
 
     def logits(self, final: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
         """Logits of final residuals picked from what `run` returned, float32 at least."""

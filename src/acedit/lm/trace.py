@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from acedit.lm.model import Encoded, LanguageModel
@@ -49,6 +49,13 @@ def first(output: Any) -> Tensor:
     """A module's tensor output, whether or not it comes in a tuple."""
     tensor: Tensor = output[0] if isinstance(output, tuple) else output
     return tensor
+
+
+def at_tokens(
+    x: Float[Tensor, "batch seq *rest"], rows: Int[Tensor, " n"], at: Int[Tensor, " n"]
+) -> Float[Tensor, "n *rest"]:
+    """`x` at the tokens (rows, at), on its own device, which may be another than that of the prompts."""
+    return x[rows.to(x.device), at.to(x.device)]
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -79,7 +79,7 @@ def write(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -
             by_layer.setdefault(layer, []).append(neuron)
         for layer, neurons in by_layer.items():
             pick = torch.zeros(1, lm.n_neurons, device=lm.device)
-            size = lm.subvalues(layer)[neurons].float().norm(dim=-1)
+            size = lm.subvalues(layer)[neurons].float().norm(dim=-1).to(lm.device)
             pick[0, neurons] = fires[layer, neurons].float() * size
             left.setdefault(layer, []).append(move[:, None])
             right.setdefault(layer, []).append(pick)
@@ -88,7 +88,7 @@ def write(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -
 
 def _direction(lm: LanguageModel, answer: str) -> Float[Tensor, " d_model"]:
     """W_U's row of the answer's first token, of length one."""
-    row: Tensor = lm.unembedding[lm.token_ids(answer)[0]].float()
+    row: Tensor = lm.unembedding[lm.token_ids(answer)[0]].to(lm.device).float()
     unit: Tensor = row / row.norm()
     return unit
 
@@ -137,7 +137,8 @@ def integrated_gradients(
 
         def scaled(_: object, args: tuple[Tensor, ...], leaf: Tensor = leaf) -> tuple[Tensor, ...]:
             key = args[0].detach()  # opt hands its FFN flat rows
-            flat = key.reshape(len(batch), -1, key.shape[-1]).index_put((rows, at), leaf)
+            where = (rows.to(key.device), at.to(key.device))
+            flat = key.reshape(len(batch), -1, key.shape[-1]).index_put(where, leaf.to(key))
             return (flat.reshape(key.shape), *args[1:])
 
         handle = lm.down(layer).register_forward_pre_hook(scaled)
