@@ -2,21 +2,28 @@
 
 import json
 import xml.etree.ElementTree as ET
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
 from acedit.attribution.ablate import ablated
+from acedit.attribution.atlas import build_atlas
 from acedit.attribution.value import Neuron, layer_scores
 from acedit.errors import UserError
 from acedit.knowledge.facts import Fact
 from acedit.lm.model import load
 from acedit.report.demo import facts_of
-from acedit.report.study import Setting, save, setting_of, studies
+from acedit.report.study import Result, Setting, save, setting_of, studies
 from acedit.report.study.accumulate import lag_correlations
 from acedit.report.study.base import CATEGORIES, accuracy
+from acedit.report.study.critical import _sorted
 from acedit.world.graph import build_world
+from tests.conftest import Run
 from tests.tiny import tiny_lm
 
 
@@ -30,10 +37,66 @@ def setting(facts: list[Fact]) -> Setting:
     return setting_of(load("bundled"), facts, per_category=4)
 
 
+@pytest.fixture(scope="module")
+def run_once(setting: Setting) -> Callable[[str], Result]:
+    """A study's result, worked out once for all tests."""
+    return cache(lambda name: studies()[name].run(setting))
+
+
 def test_questions_are_answered_right_and_cover_the_categories(setting: Setting) -> None:
     assert setting.categories == tuple(CATEGORIES)
     assert all(len(setting.of(c)) == 4 for c in CATEGORIES)
     assert accuracy(setting.lm, setting.questions) == 1.0
+
+
+def test_chains_take_two_hops_and_are_answered_right(setting: Setting, facts: list[Fact]) -> None:
+    assert len(setting.chains) > len(setting.categories)
+    assert accuracy(setting.lm, setting.chains) == 1.0
+    onward: defaultdict[str, set[str]] = defaultdict(set)
+    for fact in facts:
+        onward[fact.object].add(fact.subject)
+    for question in setting.chains:
+        assert question.prompt.startswith("Question: ")
+        assert question.answer not in question.prompt
+        # Some entity leads to the answer in two steps and is named, what stands between is not.
+        between = [b for b in onward[question.answer] if b not in question.prompt]
+        assert any(start in question.prompt for b in between for start in onward[b])
+    assert setting.reasoned == (setting.chains, f"{len(setting.chains)} two-hop questions")
+    alone, said = replace(setting, chains=()).reasoned
+    assert alone == setting.questions
+    assert "for want of a chain" in said
+
+
+def test_the_study_of_a_command_is_one_page(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("study", "accumulate", "--per-category", 1, "--out", tmp_path / "s")
+    assert code == 0, err
+    page = (tmp_path / "s" / "page.html").read_text("utf-8")
+    assert f"on one page: {tmp_path / 's' / 'page.html'}" in out
+    for finding in json.loads((tmp_path / "s" / "accumulate" / "data.json").read_text())["findings"]:
+        assert finding["claim"] in out
+        assert finding["claim"].replace("'", "&#39;") in page.replace("&#x27;", "&#39;")
+        assert "paper: " in page
+
+
+def test_neurons_that_spell_are_matched_by_score(setting: Setting) -> None:
+    lm, question = setting.lm, setting.questions[0]
+    first = lm.answer_ids(question.answer)[0]
+    atlas = build_atlas(lm)
+    spells = (atlas.top[3] == first).any(-1).nonzero()[:2, 0].tolist()
+    if len(spells) < 2:
+        atlas.top[3, :2, 0] = first
+        spells = [0, 1]
+    free = [i for i in range(lm.n_neurons) if not (atlas.top[3, i] == first).any()][:3]
+    ranked = (
+        Neuron(3, spells[0], 9.0), Neuron(3, free[0], 8.9), Neuron(3, free[1], 8.0),
+        Neuron(3, spells[1], 3.9), Neuron(3, free[2], 3.8),
+    )  # fmt: skip
+    sign = torch.ones(lm.n_layers, lm.n_neurons)
+    spelling, others = _sorted(lm, atlas, sign, question, ranked)
+    assert [n.score for n in spelling] == [9.0, 3.9]
+    assert [n.score for n in others] == [8.9, 3.8]
+    spelling, others = _sorted(lm, atlas, sign, question, ranked[:2] + ranked[3:4])
+    assert ([n.score for n in spelling], [n.score for n in others]) == ([9.0], [8.9])
 
 
 def test_a_model_that_knows_nothing_is_told(facts: list[Fact]) -> None:
@@ -42,8 +105,8 @@ def test_a_model_that_knows_nothing_is_told(facts: list[Fact]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(studies()))
-def test_every_study_runs_and_draws(name: str, setting: Setting, tmp_path: Path) -> None:
-    result = studies()[name].run(setting)
+def test_every_study_runs_and_draws(name: str, run_once: Callable[[str], Result], tmp_path: Path) -> None:
+    result = run_once(name)
     assert result.study == name
     assert result.findings
     assert result.said()
@@ -58,15 +121,15 @@ def test_every_study_runs_and_draws(name: str, setting: Setting, tmp_path: Path)
         assert (tmp_path / f"{chart}.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_layers_are_ranked_by_their_scores(setting: Setting) -> None:
-    result = studies()["layers"].run(setting)
+def test_layers_are_ranked_by_their_scores(setting: Setting, run_once: Callable[[str], Result]) -> None:
+    result = run_once("layers")
     some = setting.of("Capital")
     scores = layer_scores(setting.lm, [q.prompt for q in some], [q.answer for q in some]).ffn_sum.mean(1)
     assert result.data["ranked"]["Capital"]["ffn"] == scores.argsort(descending=True)[:4].tolist()
 
 
-def test_neurons_by_layer_add_up_to_those_counted(setting: Setting) -> None:
-    data = studies()["neurons"].run(setting).data
+def test_neurons_by_layer_add_up_to_those_counted(run_once: Callable[[str], Result]) -> None:
+    data = run_once("neurons").data
     for kind in ("value", "query"):
         total = sum(row["neurons"] for row in data["by_layer"] if row["kind"] == kind)
         assert total >= len(data["neurons"][kind])
@@ -93,8 +156,8 @@ def test_the_lag_is_found_where_it_was_put() -> None:
     assert max(back, key=lambda lag: back[lag]) == -2
 
 
-def test_neurons_that_spell_the_answer_have_partners_of_like_rank(setting: Setting) -> None:
-    data = studies()["critical"].run(setting).data
+def test_neurons_that_spell_the_answer_have_partners_of_like_score(run_once: Callable[[str], Result]) -> None:
+    data = run_once("critical").data
     for row in data["rows"]:
         assert 0 <= row["neurons"] <= 27
         assert all(0 <= row[name] <= 1 for name in ("intact", "spelling", "others"))
@@ -103,8 +166,8 @@ def test_neurons_that_spell_the_answer_have_partners_of_like_rank(setting: Setti
     assert data["share"]["intact"] > 0.9
 
 
-def test_query_knockout_counts_only_layers_above(setting: Setting) -> None:
-    data = studies()["query-knockout"].run(setting).data
+def test_query_knockout_counts_only_layers_above(setting: Setting, run_once: Callable[[str], Result]) -> None:
+    data = run_once("query-knockout").data
     for row in data["rows"]:
         assert len(row["above"]) == setting.lm.n_layers - 1 - row["layer"]
         assert sum(row["above"]) <= 100 + 1e-6

@@ -15,7 +15,7 @@ import torch
 from acedit.attribution.certified import certified_top
 from acedit.attribution.layers import signs, token_scores
 from acedit.attribution.query import query_scores
-from acedit.attribution.value import Neuron, layer_scores, top_neurons, top_tokens
+from acedit.attribution.value import Neuron, head_scores, top_neurons, top_tokens
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import trace
 from acedit.report.charts import Chart, chart
@@ -81,7 +81,7 @@ def _tokens(lm: LanguageModel, prompt: str, answer: str, named: str) -> dict[str
 
 
 def _heads(lm: LanguageModel, prompt: str, answer: str, named: str) -> dict[str, Any]:
-    scores = layer_scores(lm, [prompt], [answer]).heads[:, 0]
+    scores = head_scores(lm, [prompt], [answer]).heads[:, 0]
     rows = [
         {"layer": layer, "head": head, "nats": float(scores[layer, head])}
         for layer in range(lm.n_layers)

@@ -17,6 +17,7 @@ from typing import Any
 
 from acedit.benchmark.score import matches
 from acedit.errors import UserError
+from acedit.knowledge.compose import asked, chain_question
 from acedit.knowledge.facts import Fact
 from acedit.lm.model import LanguageModel
 from acedit.report.charts import save_charts
@@ -37,7 +38,7 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A cloze the model answers right, its answer, and the category of its relation."""
+    """A prompt the model answers right, its answer, and the category of its (last) relation."""
 
     prompt: str
     answer: str
@@ -52,14 +53,23 @@ class Question:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a study is run on. asked: questions put to the model, by category."""
+    """What a study is run on. asked: questions put to the model, by category. chains: two-hop questions that
+    it answers right in one pass, of the category of their last hop."""
 
     lm: LanguageModel
     questions: tuple[Question, ...]
     asked: Mapping[str, int]
+    chains: tuple[Question, ...] = ()
     seed: int = 0
     say: Callable[[str], None] = lambda _: None
     named: tuple[str, ...] = tuple(CATEGORIES)
+
+    @property
+    def reasoned(self) -> tuple[tuple[Question, ...], str]:
+        """What multi-hop findings are measured on, and what that is: chains, or without any the questions."""
+        if self.chains:
+            return self.chains, f"{len(self.chains)} two-hop questions"
+        return self.questions, f"{len(self.questions)} single-hop questions, for want of a chain it answers"
 
     def of(self, category: str) -> list[Question]:
         """The questions of a category."""
@@ -80,6 +90,15 @@ class Finding:
     ours: str
     agrees: bool | None
 
+    @property
+    def verdict(self) -> str:
+        """Whether they agree, in words."""
+        return {True: "agrees", False: "does not agree", None: "no figure to hold it to"}[self.agrees]
+
+    def told(self) -> str:
+        """All of it as running text, for a page."""
+        return f"{self.claim} (paper: {self.paper}). Here: {self.ours}: {self.verdict}."
+
 
 @dataclass(frozen=True)
 class Result:
@@ -95,9 +114,8 @@ class Result:
         """For a terminal: the text, then each finding."""
         lines = [self.text] if self.text else []
         for finding in self.findings:
-            verdict = {True: "agrees", False: "does not agree", None: "no figure to hold it to"}
             lines.append(f"{finding.claim}\n  paper: {finding.paper}\n  here:  {finding.ours}")
-            lines.append(f"  {verdict[finding.agrees]}")
+            lines.append(f"  {finding.verdict}")
         return "\n".join(lines)
 
 
@@ -120,35 +138,73 @@ def setting_of(
     say: Callable[[str], None] = lambda _: None,
     category_of: Callable[[Fact], str | None] | None = None,
 ) -> Setting:
-    """At most `per_category` questions a category that the model answers right.
+    """At most `per_category` questions and as many two-hop questions a category that the model answers right.
 
     category_of: a fact's category, None for one that is not studied; the paper's by relation id if not
     given. Raises UserError where the model answers none.
     """
     rng = random.Random(f"{seed}/study")
-    by_relation = {relation: name for name, ids in CATEGORIES.items() for relation in ids}
+    own = {relation: name for name, ids in CATEGORIES.items() for relation in ids}
+    by_relation = category_of or (lambda fact: own.get(fact.relation.id))
     rows: dict[str, list[Question]] = defaultdict(list)
     for fact in facts:
-        name = by_relation.get(fact.relation.id) if category_of is None else category_of(fact)
+        name = by_relation(fact)
         if name is not None:
             rows[name].append(Question(fact.prompt.format(fact.subject), fact.object, fact.aliases, name))
     names = tuple(CATEGORIES) if category_of is None else tuple(sorted(rows))
-    drawn = [q for name in names for q in rng.sample(rows[name], k=min(2 * per_category, len(rows[name])))]
-    say(f"asking {len(drawn)} single-hop questions")
-    said = lm.generate([q.prompt for q in drawn], max_new_tokens=24) if drawn else []
-    right: dict[str, list[Question]] = defaultdict(list)
-    asked: dict[str, int] = defaultdict(int)
-    for question, text in zip(drawn, said, strict=True):
-        asked[question.category] += 1
-        if matches(text, question.answers) and len(right[question.category]) < per_category:
-            right[question.category].append(question)
-    kept = tuple(q for name in names for q in right[name])
+    say("asking single-hop questions")
+    kept, count = _answered(lm, rows, names, per_category, rng)
     if not kept:
         raise UserError(
             "the model answers none of the questions right, so there is nothing to study: give facts it "
             "knows (--facts), of the relations in report/study/base.py"
         )
-    return Setting(lm, kept, dict(asked), seed, say, names)
+    say("asking two-hop questions")
+    chains, _ = _answered(lm, _two_hops(facts, by_relation, rng), names, per_category, rng)
+    return Setting(lm, kept, count, chains, seed, say, names)
+
+
+def _answered(
+    lm: LanguageModel,
+    rows: Mapping[str, Sequence[Question]],
+    names: Sequence[str],
+    most: int,
+    rng: random.Random,
+) -> tuple[tuple[Question, ...], dict[str, int]]:
+    """Of twice as many drawn a category at most `most` that are answered right; how many were asked."""
+    drawn = [
+        question
+        for name in names
+        for question in rng.sample(rows.get(name, []), k=min(2 * most, len(rows.get(name, []))))
+    ]
+    said = lm.generate([q.prompt for q in drawn], max_new_tokens=24) if drawn else []
+    right: dict[str, list[Question]] = defaultdict(list)
+    count: dict[str, int] = defaultdict(int)
+    for question, text in zip(drawn, said, strict=True):
+        count[question.category] += 1
+        if matches(text, question.answers) and len(right[question.category]) < most:
+            right[question.category].append(question)
+    return tuple(q for name in names for q in right[name]), dict(count)
+
+
+def _two_hops(
+    facts: Sequence[Fact], category: Callable[[Fact], str | None], rng: random.Random
+) -> dict[str, list[Question]]:
+    """A question over each fact that another leads to, by the category of the second."""
+    by_object: dict[str, list[Fact]] = defaultdict(list)
+    for fact in facts:
+        if fact.relation.phrases:
+            by_object[fact.object].append(fact)
+    found: dict[str, list[Question]] = defaultdict(list)
+    for last in facts:
+        name = category(last)
+        before = [f for f in by_object[last.subject] if f.subject not in (last.subject, last.object)]
+        if name is None or not before or not last.relation.questions:
+            continue
+        first = rng.choice(before)
+        prompt = asked(chain_question(first.subject, [first.relation, last.relation], rng))
+        found[name].append(Question(prompt, last.object, last.aliases, name))
+    return found
 
 
 def accuracy(lm: LanguageModel, questions: Sequence[Question]) -> float:

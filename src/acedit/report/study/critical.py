@@ -22,7 +22,7 @@ def run(setting: Setting) -> Result:
     """Each question without its top neurons that spell the answer, and without as many that do not.
 
     Spelling: one of the ten top tokens, in the direction the neuron fires, is the answer's first token.
-    The others are the spelling ones' next best in rank, so they score about as high. `SAMPLES` answers are
+    The others are each the nearest in score to a spelling one. `SAMPLES` answers are
     drawn from p(first token), seeded, over all questions.
     """
     lm, atlas = setting.lm, build_atlas(setting.lm)
@@ -58,13 +58,15 @@ def run(setting: Setting) -> Result:
         name: float((luck < torch.tensor([r[name] for r in rows])[drawn]).float().mean())
         for name in ("intact", "spelling", "others")
     }
+    score = {name: sum(r[f"score_{name}"] for r in rows) / len(rows) for name in ("spelling", "others")}
     mean_count = sum(r["neurons"] for r in rows) / len(rows)
     findings = (
         Finding(
             "Few neurons that spell the answer decide it",
             "27 at zero leave 3.2%, 27 equally important others 59.4% (section 6.4)",
             f"{mean_count:.0f} at zero leave {share['spelling']:.1%}, as many others {share['others']:.1%} "
-            f"(intact {share['intact']:.1%}; {SAMPLES} samples)",
+            f"(intact {share['intact']:.1%}; {SAMPLES} samples; they score {score['spelling']:.1f} and "
+            f"{score['others']:.1f} nats in sum, a question)",
             share["spelling"] < 0.5 * share["others"],
         ),
     )
@@ -88,8 +90,9 @@ def run(setting: Setting) -> Result:
 def _sorted(
     lm: LanguageModel, atlas: Atlas, sign: torch.Tensor, question: Question, ranked: tuple[Neuron, ...]
 ) -> tuple[list[Neuron], list[Neuron]]:
-    """At most `COUNT` that spell the answer, best first, and for each the nearest in rank that does not."""
-    first = lm.token_ids(question.answer)[0]
+    """At most `COUNT` that spell the answer, best first, and for each the nearest in score that does not; as
+    many of each."""
+    first = lm.answer_ids(question.answer)[0]
 
     def spells(neuron: Neuron) -> bool:
         place = (neuron.layer, neuron.index)
@@ -98,19 +101,18 @@ def _sorted(
 
     spelling = [i for i, neuron in enumerate(ranked) if spells(neuron)][:COUNT]
     free = [i for i, neuron in enumerate(ranked) if not spells(neuron)]
-    others = []
-    for i in spelling:
-        if free:
-            nearest = min(free, key=lambda j: abs(j - i))
-            free.remove(nearest)
-            others.append(nearest)
-    return [ranked[i] for i in spelling], [ranked[i] for i in others]
+    pairs = []
+    for i in spelling[: len(free)]:
+        nearest = min(free, key=lambda j: abs(ranked[j].score - ranked[i].score))
+        free.remove(nearest)
+        pairs.append((ranked[i], ranked[nearest]))
+    return [one for one, _ in pairs], [other for _, other in pairs]
 
 
 def _chance(lm: LanguageModel, question: Question, neurons: tuple[Neuron, ...] | list[Neuron]) -> float:
     """p of the answer's first token with `neurons` at zero."""
     with ablated(lm, neurons):
-        return float(lm.logits([question.prompt]).softmax(-1)[0, lm.token_ids(question.answer)[0]])
+        return float(lm.logits([question.prompt]).softmax(-1)[0, lm.answer_ids(question.answer)[0]])
 
 
 STUDY = Study("critical", "Neurons that spell the answer set to zero", "Section 6.4", run)

@@ -5,8 +5,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from acedit.attribution.layers import value_and_query
-from acedit.attribution.value import layer_scores
+from acedit.attribution.layers import mean_sums, value_and_query
 from acedit.report.charts import chart
 from acedit.report.study.base import Finding, Result, Setting, Study
 
@@ -24,7 +23,7 @@ def run(setting: Setting) -> Result:
         setting.say(f"layers of domain: {domain}")
         some = setting.of(domain)[:MOST]
         prompts, answers = [q.prompt for q in some], [q.answer for q in some]
-        value[domain] = layer_scores(lm, prompts, answers).ffn_sum.mean(1).float()
+        value[domain] = torch.tensor(mean_sums(lm, prompts, answers))
         total = torch.zeros(lm.n_layers)
         for _, scores in value_and_query(lm, prompts, answers, k=LEADING):
             total += scores.neurons.clamp(min=0).sum(1).cpu().float()
@@ -40,20 +39,23 @@ def run(setting: Setting) -> Result:
     }
     both = _mean([_overlap(top["value"][d], top["query"][d]) for d in setting.categories])
     below = _mean([_mean(top["value"][d]) - _mean(top["query"][d]) for d in setting.categories])
+    still = min(stay.values()) >= 0.5
+    apart = not both and below > lm.n_layers / 4  # GPT-J's are 12 of 28 layers apart, Qwen3-8B's 3 of 36
     findings = (
         Finding(
             "Query and value layers shift with the domain, or stand still",
             "they stand still in GPT-J and shift in Qwen3-8B (section 6.4)",
             f"two domains share {stay['query']:.0%} of their top {TOP} query layers "
-            f"and {stay['value']:.0%} of their value layers",
+            f"and {stay['value']:.0%} of their value layers: "
+            f"{'they stand still, as in GPT-J' if still else 'they shift, as in Qwen3-8B'}",
             None,
         ),
         Finding(
             "Query layers are apart from value layers, or overlap them",
             "apart in GPT-J (16-18 and 28-30), next to and at times among them in Qwen3-8B (27-29 and 30-32)",
             f"a domain's query and value layers share {both:.0%}; query layers lie on average "
-            f"{below:.1f} below",
-            None,
+            f"{below:.1f} below: as in {'GPT-J' if apart else 'Qwen3-8B'}",
+            below > 0,
         ),
     )
     rows = [

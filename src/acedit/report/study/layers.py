@@ -5,7 +5,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from acedit.attribution.value import layer_scores
+from acedit.attribution.layers import mean_sums
+from acedit.attribution.value import head_scores
 from acedit.report.charts import chart
 from acedit.report.study.base import Finding, Result, Setting, Study
 
@@ -21,9 +22,9 @@ def run(setting: Setting) -> Result:
     for category in setting.categories:
         setting.say(f"scoring layers: {category}")
         questions = setting.of(category)
-        scores = layer_scores(lm, [q.prompt for q in questions], [q.answer for q in questions])
-        ffn[category] = scores.ffn_sum.mean(1)
-        attention[category] = scores.attention_sum.mean(1)
+        prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
+        ffn[category] = torch.tensor(mean_sums(lm, prompts, answers))
+        attention[category] = head_scores(lm, prompts, answers).heads.sum(-1).mean(1)
     rows = [
         {"category": c, "sublayer": kind, "layer": layer, "score": float(value)}
         for kind, table in (("attention", attention), ("FFN", ffn))

@@ -34,7 +34,7 @@ def run(setting: Setting) -> Result:
         for neuron in top_neurons(lm, scores.neurons, QUERY, named=False):
             query[neuron.layer, neuron.index] += 1
             kinds.setdefault((neuron.layer, neuron.index), set()).add(question.category)
-    starts = {c: {lm.token_ids(q.answer)[0] for q in setting.of(c)} for c in setting.categories}
+    starts = {c: {lm.answer_ids(q.answer)[0] for q in setting.of(c)} for c in setting.categories}
 
     sign = signs(lm, prompts)
 

@@ -1,7 +1,7 @@
 """How the answer grows through the layers, and which heads carry it: the paper's Figures 5 and 6."""
 
 from acedit.attribution.layers import spaced
-from acedit.attribution.value import layer_scores
+from acedit.attribution.value import head_scores
 from acedit.report.charts import chart
 from acedit.report.study.base import Finding, Result, Setting, Study
 
@@ -13,7 +13,7 @@ def run(setting: Setting) -> Result:
     lm = setting.lm
     questions = spaced(setting.questions, MOST)
     setting.say(f"profiling {len(questions)} questions")
-    scores = layer_scores(lm, [q.prompt for q in questions], [q.answer for q in questions])
+    scores = head_scores(lm, [q.prompt for q in questions], [q.answer for q in questions])
     ffn, attention = scores.ffn_vector.mean(1), scores.attention_vector.mean(1)
     heads = scores.heads.mean(1)
     curve = [

@@ -27,10 +27,11 @@ def run(setting: Setting) -> Result:
     intact model.
     """
     lm = setting.lm
-    questions = spaced(setting.questions, MOST)
+    reasoned, what = setting.reasoned
+    questions = spaced(reasoned, MOST)
     count = min(COUNT, lm.n_neurons // 8)
     prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
-    setting.say(f"query neurons of {len(questions)} questions")
+    setting.say(f"query neurons of {len(questions)} of {what}")
     query = torch.zeros(lm.n_layers, lm.n_neurons)
     for _, scores in value_and_query(lm, prompts, answers, k=LEADING):
         query += scores.neurons.cpu().float()
@@ -99,9 +100,9 @@ def run(setting: Setting) -> Result:
         color={"field": "run", "type": "nominal"},
         column={"field": "layer", "type": "nominal"},
     )
-    lines = ["Layer, accuracy without its query neurons, without random ones"]
+    lines = [f"{len(questions)} of {what}: layer, accuracy without its query neurons, without random ones"]
     lines += [f"  {r['layer']:>3} {r['accuracy']:.2f}  {r['random']:.2f}" for r in rows]
-    data = {"rows": rows, "neurons": count, "draws": DRAWS, "n": len(questions)}
+    data = {"rows": rows, "neurons": count, "draws": DRAWS, "n": len(questions), "of": what}
     return Result("query-knockout", data, findings, {"query-knockout": picture}, "\n".join(lines))
 
 
