@@ -7,10 +7,12 @@ import torch
 
 from acedit.editing.batch import split
 from acedit.editing.keys import keys_at
-from acedit.editing.polish import LEAST, VAIN, Polish, _Pool, polish
+from acedit.editing.methods import method
+from acedit.editing.polish import LEAST, VAIN, Polish, _Free, _Pool, polish
 from acedit.editing.rows import Rows
 from acedit.editing.solve import whitening
 from acedit.editing.stages import Update, updates_in
+from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
 from tests.editing.test_stages import model, prompts
 
@@ -205,3 +207,50 @@ def test_what_must_stay_is_never_given_up(model: LanguageModel) -> None:
     for _ in range(3 * VAIN):
         pool.seen(torch.tensor([0]), torch.tensor([3.0]))
     assert not pool.seems_done()
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_narrowed_is_the_nearest_of_its_rank_in_the_space_it_moved_in(whitened: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    root = torch.randn(12, 12, generator=g)
+    white = (root @ root.T + torch.eye(12)) if whitened else None
+    fixed = Update(0, torch.randn(6, 2, generator=g), torch.randn(2, 12, generator=g))
+    free = _Free(fixed, white)
+    with torch.no_grad():
+        free.leaves[0].copy_(torch.randn(6, 12, generator=g))
+    inverse = torch.eye(12) if white is None else torch.linalg.inv(white)
+    left, size, right = torch.linalg.svd(free.delta().detach() @ inverse)
+    nearest = (left[:, :3] * size[:3]) @ right[:3] @ (torch.eye(12) if white is None else white)
+    found = free.narrowed(3)
+    torch.testing.assert_close(found.delta().detach(), nearest, rtol=1e-3, atol=1e-3)
+    update = found.finished()
+    assert (update.left.shape, update.right.shape) == ((6, 3), (3, 12))
+    torch.testing.assert_close(
+        free.narrowed(50).delta().detach(), free.delta().detach(), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_polish_in_a_low_rank_says_what_it_is_to_say(model: LanguageModel) -> None:
+    """Of few columns, and better than the cut alone."""
+    told, settings = prompts(), Polish(steps=30, lr=5e-3)
+    whole = polish(model, zero(model), told, (), settings, seed=0)
+    narrow = polish(model, zero(model), told, (), replace(settings, narrow=1), seed=0)
+    cut = [_Free(update, None).narrowed(1).finished() for update in whole]
+    assert {update.left.shape[1] for update in narrow} == {1}
+    rows = Rows(model, told, ())
+
+    def loss(updates: list[Update]) -> float:
+        with updates_in(model, updates), torch.no_grad():
+            return sum(float(rows.losses(group).sum()) for group in rows.together())
+
+    assert loss(narrow) < loss(cut)
+    assert loss(narrow) < loss([])
+
+
+def test_only_whole_updates_can_be_narrowed() -> None:
+    chosen = method("ace").narrowed(16)
+    assert chosen.polish is not None
+    assert (chosen.name, chosen.polish.narrow) == ("ace-r16", 16)
+    for name in ("memit", "lora", "kn", "ft-l"):
+        with pytest.raises(UserError, match="has a rank of its own"):
+            method(name).narrowed(16)

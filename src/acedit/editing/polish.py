@@ -29,6 +29,7 @@ from acedit.editing.rows import Rows
 from acedit.editing.stages import Update, replacing
 from acedit.knowledge.compose import Prompt
 from acedit.lm.model import LanguageModel
+from acedit.lm.trace import at_tokens
 
 # A fact of few prompts, all of them in every step, is learned by heart before the steps have gone far.
 FEWEST, SHARE = 16, 20
@@ -37,6 +38,7 @@ STALE = 0.25  # of a step's rows, those seen longest ago
 SLOW = 0.2  # while this share of the edit's prompts is unsaid the rate does not begin to fall
 MOST = 2  # times the steps, for all of that
 VAIN = 12  # looks that bring a prompt of the edit no nearer, and it is given up
+NARROWING = 0.4  # as many steps after the cut to a lower rank
 BETTER = 0.95  # of a prompt's best loss so far: what counts as nearer
 
 
@@ -46,11 +48,13 @@ class Polish:
 
     space: "weights" moves Δ freely, "whitened" moves Z in Δ = Δ₀ + Z·P^(-1/2), so that steps are small
     along keys that are to be preserved, "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
-    α = 2·rank). near: weight in P of the keys of kin (other subjects that are held), against the text's; 0
-    leaves P to the text. lr is Adam's. replay: weight of the KL (nats a token) from the unedited model on
-    what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the layers) beyond `unfelt`, at each row's
-    subject token, which keeps what else is known of a subject from being drowned there. limit: in the
-    "weights" space, what no entry may move by, in multiples of the weights' root mean square; 0 for none.
+    α = 2·rank). narrow: at the end Δ (in that space) is cut to this rank, and both its factors take
+    `NARROWING` as many steps again; 0 leaves it whole. near: weight in P of the keys of kin (other subjects
+    that are held), against the text's; 0 leaves P to the text. lr is Adam's. replay: weight of the KL (nats a
+    token) from the unedited model on what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the
+    layers) beyond `unfelt`, at each row's subject token, which keeps what else is known of a subject from
+    being drowned there. limit: in the "weights" space, what no entry may move by, in multiples of the
+    weights' root mean square; 0 for none.
     rows: a step at most, half of each sort where both have so many. screen: draw those that are wrong
     first, and end when none is; without it all in turn. passes: as many steps (but `LEAST`) as give so many
     looks at a prompt on average, and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps`
@@ -64,6 +68,7 @@ class Polish:
     lr: float = 1e-3
     space: Literal["weights", "whitened", "low_rank"] = "weights"
     rank: int = 8
+    narrow: int = 0
     near: float = 0.0
     replay: float = 1.0
     shift: float = 0.0
@@ -89,7 +94,8 @@ def polish(
     """Adam on the updates: NLL of the edit's prompts, `told`, plus KL on `kept` ones (nats a token).
 
     Returns new updates; weights are never touched. An update comes back as (Δ, I) or (I, Δ), whichever is
-    smaller, from the "low_rank" space as its factors (which start anew: `updates` give the layers alone).
+    smaller, of a lower rank as its factors (those of the "low_rank" space start anew: `updates` give the
+    layers alone).
     progress: step, steps, and how many prompts of each sort are worked on. Raises ValueError for the
     whitened space without `whiten`.
     """
@@ -100,10 +106,28 @@ def polish(
     if settings.passes is not None:
         count = min(count, max(FEWEST, len(rows) // SHARE))
         steps = max(LEAST, round(settings.passes * len(rows) / count))
+    settings = replace(settings, rows=count)
     generator = torch.Generator().manual_seed(seed)
     moving = [_movable(lm, update, settings, whiten, generator) for update in updates]
+    _descend(lm, rows, moving, settings, steps, generator, progress)
+    if settings.narrow:
+        moving = [one.narrowed(settings.narrow) for one in moving]
+        _descend(lm, rows, moving, settings, round(NARROWING * steps), generator, progress)
+    return [one.finished() for one in moving]
+
+
+def _descend(
+    lm: LanguageModel,
+    rows: Rows,
+    moving: Sequence["_Moving"],
+    settings: Polish,
+    steps: int,
+    generator: torch.Generator,
+    progress: Callable[[int, int, Mapping[str, int]], None] | None,
+) -> None:
+    """The steps themselves: so many of them, fewer where all is done, more where much is unsaid."""
     adam = torch.optim.Adam([leaf for one in moving for leaf in one.leaves], lr=settings.lr)
-    pool = _Pool(rows, replace(settings, rows=count))
+    pool = _Pool(rows, settings)
     falls = max(1, steps - steps // 2)
     start, step = steps - falls, 0
     while step < start + falls:
@@ -131,13 +155,12 @@ def polish(
                 if written:
                     added, own = (torch.stack(column).sum(0) for column in zip(*written, strict=True))
                     loss = loss + settings.shift * F.relu(added / own - settings.unfelt).sum()
-                (loss / count).backward()
+                (loss / settings.rows).backward()
             torch.autograd.backward(deltas, [leaf.grad for leaf in leaves.values()])
         adam.step()
         step += 1
         for one in moving:
             one.bound()
-    return [one.finished() for one in moving]
 
 
 class _Pool:
@@ -223,6 +246,10 @@ class _Moving(ABC):
     @abstractmethod
     def finished(self) -> Update: ...
 
+    @abstractmethod
+    def narrowed(self, rank: int) -> "_Factors":
+        """Its nearest of `rank`, in the space it moves in, with both factors free to move."""
+
     def bound(self) -> None:  # noqa: B027 (most have no bound)
         """Take back what a step moved too far."""
 
@@ -248,24 +275,54 @@ class _Free(_Moving):
         with torch.no_grad():
             return smallest(self.layer, self.delta().detach())
 
+    @torch.no_grad()
+    def narrowed(self, rank: int) -> "_Factors":
+        moved = self._moved.detach()
+        if self._fixed.any():
+            white = self._white
+            moved = moved + (
+                self._fixed if white is None else torch.linalg.solve(white, self._fixed, left=False)
+            )
+        left, size, right = torch.linalg.svd(moved, full_matrices=False)
+        root = size[:rank].sqrt()
+        return _Factors(self.layer, left[:, :rank] * root, root[:, None] * right[:rank], self._white)
 
-class _LowRank(_Moving):
-    """Δ = 2·B·A, B zero at first and A drawn as LoRA draws it (Hu et al. 2022)."""
 
-    def __init__(self, update: Update, rank: int, generator: torch.Generator) -> None:
-        d_model, n_neurons = update.left.shape[0], update.right.shape[1]
-        self.layer = update.layer
-        drawn = (2 * torch.rand(rank, n_neurons, generator=generator) - 1) / n_neurons**0.5
-        self._right = drawn.to(update.right.device).requires_grad_(True)
-        self._left = torch.zeros(d_model, rank, device=update.left.device).requires_grad_(True)
+class _Factors(_Moving):
+    """Δ = gain · B·A · white; no `white` stands for the identity."""
+
+    def __init__(
+        self, layer: int, left: Tensor, right: Tensor, white: Tensor | None = None, gain: float = 1.0
+    ) -> None:
+        self.layer = layer
+        self._left, self._right = left.requires_grad_(True), right.requires_grad_(True)
+        self._white, self._gain = white, gain
         self.leaves = (self._left, self._right)
 
+    @classmethod
+    def drawn(cls, update: Update, rank: int, generator: torch.Generator) -> "_Factors":
+        """As LoRA starts (Hu et al. 2022), with α = 2·rank: B zero, A uniform."""
+        d_model, n_neurons = update.left.shape[0], update.right.shape[1]
+        drawn = (2 * torch.rand(rank, n_neurons, generator=generator) - 1) / n_neurons**0.5
+        zero = torch.zeros(d_model, rank, device=update.left.device)
+        return cls(update.layer, zero, drawn.to(update.right.device), gain=2.0)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        right = self._right if self._white is None else self._right @ self._white
+        return self._gain * self._left, right
+
     def delta(self) -> Tensor:
-        whole: Tensor = 2 * self._left @ self._right
+        left, right = self._factors()
+        whole: Tensor = left @ right
         return whole
 
+    @torch.no_grad()
     def finished(self) -> Update:
-        return Update(self.layer, 2 * self._left.detach(), self._right.detach())
+        left, right = self._factors()
+        return Update(self.layer, left.detach(), right.detach())
+
+    def narrowed(self, rank: int) -> "_Factors":
+        return self
 
 
 def _movable(
@@ -276,7 +333,7 @@ def _movable(
     generator: torch.Generator,
 ) -> _Moving:
     if settings.space == "low_rank":
-        return _LowRank(update, settings.rank, generator)
+        return _Factors.drawn(update, settings.rank, generator)
     if settings.space == "weights":
         if not settings.limit:
             return _Free(update, None)
@@ -315,7 +372,7 @@ def _at_subjects(
 
             def keep(_: object, args: tuple[Tensor, ...], output: Tensor, delta: Tensor = delta) -> None:
                 key, whole = (
-                    x.reshape(len(subject), -1, x.shape[-1])[rows, subject].to(delta.dtype)
+                    at_tokens(x.reshape(len(subject), -1, x.shape[-1]), rows, subject).to(delta)
                     for x in (args[0], output)
                 )
                 added = key @ delta.T

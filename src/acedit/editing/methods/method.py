@@ -80,6 +80,21 @@ class Method:
             raise UserError(f"method {self.name!r} has no edit prompts to prime: leave --cot-prompts out")
         return replace(self, name=f"{self.name}-cot", summary=f"{self.summary}; primed prompts", primed=True)
 
+    def narrowed(self, rank: int) -> "Method":
+        """This method with updates of at most this rank, for a small patch or an adapter to be served.
+
+        Raises UserError for one without gradient steps over whole updates: its rank is its own.
+        """
+        polish = self.polish
+        if polish is None or polish.space == "low_rank" or polish.limit:
+            raise UserError(f"method {self.name!r} has a rank of its own: leave --rank out, or take ace")
+        return replace(
+            self,
+            name=f"{self.name}-r{rank}",
+            summary=f"{self.summary}; in rank {rank}",
+            polish=replace(polish, narrow=rank),
+        )
+
     def skipping(self, *, query: int = 0, value: int = 0) -> "Method":
         """This method without its most important layers, under a name that says so (Table 4).
 
