@@ -222,6 +222,13 @@ def test_evaluate_the_unedited_model_and_a_patch(
     scores = json.loads(out.read_text("utf-8"))["scores"]
     assert scores["efficacy"]["n"] == 2
     assert scores["explicit"]["value"] is None, "nothing of that sort was scored"
+    kept = shutil.copytree(patch_dir, tmp_path / "kept")
+    assert run("evaluate", model_dir, cases, "--patch", kept, "--keep")[0] == 0
+    code, said, _ = run("patch", "show", kept, "--json", out)
+    assert code == 0
+    assert json.loads(out.read_text("utf-8"))["scores"] == scores
+    assert "efficacy" in said
+    assert "give --patch" in run("evaluate", model_dir, cases, "--method", "memit", "--keep")[2]
 
 
 def test_evaluate_a_method(run: Run, model_dir: Path, tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from acedit.benchmark.store import Store
+from acedit.cli_bench import _first_of_each, _skipping
+from acedit.editing.methods import method
+from acedit.knowledge.facts import cases_from
 from acedit.world.cases import make_cases
 from acedit.world.graph import build_world
 from tests.conftest import Run
@@ -80,6 +83,21 @@ def test_skipped_layers_are_rows_of_their_own(run: Run, folder: Path, tmp_path: 
     assert "memit-skip-q1" in out
 
 
+def test_methods_without_such_layers_are_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    """Table 4 of several methods: who has no value layers has no row of its own, and it is said."""
+    assert [m.name for m in _skipping(method("ace-closed"), [{"value": 1}])] == ["ace-closed-skip-v1"]
+    for name in ("pmet", "kn", "ike"):
+        caplog.clear()
+        assert _skipping(method(name), [{"value": 1}]) == []
+        assert name in caplog.text
+
+
+def test_the_first_of_each_number_of_edits() -> None:
+    cases = cases_from([row for k in (1, 2) for row in make_cases(build_world(), seed=0, n=3, edits=k)])
+    assert [len(case.edits) for case in _first_of_each(cases, 2)] == [1, 1, 2, 2]
+    assert _first_of_each(cases, None) == cases
+
+
 def test_a_sequence_draws_its_curve(run: Run, folder: Path, tmp_path: Path) -> None:
     code, out, err = run(
         *bench(folder, "--out", tmp_path / "a", "--sequence", "1,2", "--json", tmp_path / "a.json")
@@ -102,6 +120,7 @@ def test_a_sequence_draws_its_curve(run: Run, folder: Path, tmp_path: Path) -> N
         (["--out", "OUT", "--edits", "4"], "no case has [4] edits"),
         (["--out", "OUT", "--sequence", "5"], "--sequence 5: there are 2 cases"),
         (["--out", "OUT", "--edits", "5"], "5 is out of range"),
+        (["--out", "OUT", "--skip-value", "1"], "no method named has layers of that kind"),
     ],
 )
 def test_bad_input_is_one_line(run: Run, folder: Path, tmp_path: Path, more: list[str], said: str) -> None:

@@ -138,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("--out", metavar="PATCH", required=True, help="folder to write the patch to")
     edit.add_argument("--preset", metavar="NAME", help="published layers and λ: gpt-j, qwen3-8b")
     edit.add_argument("--cot-prompts", action="store_true", help="prime the edit's prompts with G.1 (6.2)")
+    edit.add_argument(
+        "--rank",
+        metavar="R",
+        type=whole(1),
+        help="of the patch, at most, in each layer (ace, ft)",
+    )
     edit.add_argument("--skip-query", metavar="K", type=whole(0), default=0,
                       help="leave out the K most important query layers")  # fmt: skip
     edit.add_argument("--skip-value", metavar="K", type=whole(0), default=0,
@@ -179,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--patch", metavar="PATCH", action=_Once, help="score it; its edits are the cases'")
     how.add_argument("--method", metavar="M", help="edit the cases in batches and score them")
     evaluate.add_argument("--batch", metavar="N", type=whole(1), default=1, help="cases edited at once")
+    evaluate.add_argument("--keep", action="store_true", help="write the scores into the patch's folder")
     evaluate.set_defaults(run=_evaluate)
 
     add_bench(commands, [common, seeded, loading, facts, text], again)
@@ -200,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--annotator", metavar="WHO", help="categories by openai:MODEL or hf:MODEL under G.3, not by relation"
     )
-    study.add_argument("--report", metavar="FILE", dest="page", help="write one page of all that ran (HTML)")
+    study.add_argument("--report", metavar="FILE", dest="page", help="the page of all (OUT/page.html)")
     study.set_defaults(run=_study)
 
     harness = commands.add_parser(
@@ -211,6 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     harness.add_argument("--tasks", metavar="TASK", nargs="+", required=True, help="ours: mquake_direct, ...")
     harness.add_argument("--cases", metavar="FILE", help="MQuAKE's file, for our tasks")
     harness.add_argument("--limit", metavar="N", type=whole(1), help="at most so many rows a task")
+    harness.add_argument(
+        "--old", action="store_true", help="our own tasks: count the answers before the edits as right"
+    )
     harness.set_defaults(run=_lm_eval)
 
     patch = commands.add_parser("patch", help="look at, apply or export a patch")
@@ -553,13 +563,11 @@ def _study(args: argparse.Namespace) -> None:
         print(result.said())
         found[name] = {"findings": [vars(f) for f in result.findings], "data": dict(result.data)}
         save(result, Path(args.out) / name)
-        pictures += [
-            Chart(study.title, f"{study.paper}. {result.findings[0].claim}: {result.findings[0].ours}", spec)
-            for spec in result.charts.values()
-        ]
-    if args.page:
-        write_text(args.page, render(Page("What was found", args.model, charts=pictures)))
-    print(f"\ndata and charts in {args.out}")
+        told = f"{study.paper}. " + " ".join(finding.told() for finding in result.findings)
+        pictures += [Chart(study.title, told, spec) for spec in result.charts.values()]
+    page = args.page or Path(args.out) / "page.html"
+    write_text(page, render(Page("What was found", args.model, charts=pictures)))
+    print(f"\ndata and charts in {args.out}, all of it on one page: {page}")
     write_result(args, "study", model=args.model, seed=args.seed, studies=found)
 
 
@@ -602,6 +610,8 @@ def _edit(args: argparse.Namespace) -> None:
     from acedit.editing.methods import method
 
     chosen = method(args.method).skipping(query=args.skip_query, value=args.skip_value)
+    if args.rank is not None:
+        chosen = chosen.narrowed(args.rank)
     if args.cot_prompts:
         chosen = chosen.with_cot_prompts()
     progress = Progress(args.quiet)
@@ -613,6 +623,7 @@ def _edit(args: argparse.Namespace) -> None:
     if args.preset is not None:
         from acedit.editing.presets import preset
 
+        progress.say(preset(args.preset).said)
         plan, chosen = preset(args.preset).fitted(lm, chosen)
     starts, avoid = _scored(args.edits)
     if starts:
@@ -721,7 +732,9 @@ def _lm_eval(args: argparse.Namespace) -> None:
 
     check_outputs(args)
     patches = [Patch.load(path) for path in args.patch]
-    results = run_tasks(_load(args), args.tasks, patches=patches, cases=args.cases, limit=args.limit)
+    results = run_tasks(
+        _load(args), args.tasks, patches=patches, cases=args.cases, old=args.old, limit=args.limit
+    )
     rows = [["task", "metric", "value"]]
     for task, row in results.items():
         rows += [[task, name, f"{v:.4f}"] for name, v in row.items() if isinstance(v, float)]
@@ -729,15 +742,20 @@ def _lm_eval(args: argparse.Namespace) -> None:
     found = {
         task: {k: v for k, v in row.items() if isinstance(v, (int, float))} for task, row in results.items()
     }
-    write_result(args, "lm-eval", model=args.model, patches=list(args.patch), results=found)
+    write_result(args, "lm-eval", model=args.model, patches=list(args.patch), old=args.old, results=found)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from acedit.knowledge.facts import read_cases
     from acedit.report import text
+    from acedit.report.files import check_writable
 
     cases, known, prose = read_cases(args.cases), given_facts(args.facts), given_text(args.text)
     check_outputs(args)
+    if args.keep and args.patch is None:
+        raise UserError("--keep writes the scores into a patch: give --patch, or leave it out")
+    if args.keep:
+        check_writable(args.patch, folder=True)
     if prose and args.method is None:
         raise UserError("--text is for editing: give --method, or leave it out")
     if args.method is not None:
@@ -769,6 +787,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     note = text.unfiltered_note(scores)
     if note:
         print(note)
+    if patch is not None and args.keep:
+        patch.with_scores(scores).save(args.patch)
     write_result(
         args,
         "evaluate",

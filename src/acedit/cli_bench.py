@@ -8,6 +8,8 @@ acedit bench export runs/a --out answers.csv
 """
 
 import argparse
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 from acedit.cli import Progress, check_outputs, given_facts, given_text, known_dtype, whole, write_result
 from acedit.errors import UserError
 
+log = logging.getLogger("acedit")
+
 CASES = 60  # fresh ones for each number of edits
 
 if TYPE_CHECKING:
     from acedit.benchmark.ripple import RippleCase
     from acedit.benchmark.tables import Rows, Table
+    from acedit.editing.methods import Method
     from acedit.knowledge.facts import Case, Fact
 
 
@@ -41,7 +46,7 @@ def add_bench(
         "--n",
         metavar="N",
         type=whole(1),
-        help="fresh cases for each number of edits (60), or the file's first",
+        help="fresh cases for each number of edits (60), or the file's first (for each, with --edits)",
     )
     bench.add_argument(
         "--pool", choices=("dev", "test"), default="dev", help="where fresh cases are drawn (dev)"
@@ -140,13 +145,17 @@ def _bench(args: argparse.Namespace) -> None:
             plain = plain.with_cot_prompts()
         chosen += [plain]
         if name != "base":
-            chosen += [plain.skipping(query=k) for k in args.skip_query]
-            chosen += [plain.skipping(value=k) for k in args.skip_value]
+            chosen += _skipping(plain, [{"query": k} for k in args.skip_query])
+            chosen += _skipping(plain, [{"value": k} for k in args.skip_value])
+    if (args.skip_query or args.skip_value) and not any(m.skip_query or m.skip_value for m in chosen):
+        raise UserError(
+            "no method named has layers of that kind to leave out: leave --skip-query, --skip-value out"
+        )
     if args.dtype is not None:
         known_dtype(args.dtype)
-    if args.preset:
-        preset(args.preset)
     progress = Progress(args.quiet)
+    if args.preset:
+        progress.say(preset(args.preset).said)
     progress.say("reading the cases")
     cases, known = _bench_cases(args)
     job = runner.Job(
@@ -199,6 +208,17 @@ def _bench(args: argparse.Namespace) -> None:
         raise UserError(f"nothing came of {empty[0]}, each of its units failed; the first: {lost[empty[0]]}")
 
 
+def _skipping(plain: "Method", kinds: Sequence[Mapping[str, int]]) -> "list[Method]":
+    """`plain` without so many layers of each kind; none, with a notice, where it has no such layers."""
+    found = []
+    for kind in kinds:
+        try:
+            found.append(plain.skipping(**kind))
+        except UserError as error:
+            log.warning("%s", error)
+    return found
+
+
 def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCase], list[Fact]]":
     """The cases of a file, or fresh ones of the world for each number of edits; what is known beside them."""
     from acedit.benchmark.ripple import is_ripple, ripple_cases
@@ -216,7 +236,7 @@ def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCas
         ]
         if not cases:
             raise UserError(f"{args.cases}: no case has {args.edits} edits; leave out --edits")
-        return cases[: args.n], known
+        return _first_of_each(cases, args.n) if args.edits else cases[: args.n], known
     from acedit.report.demo import facts_of
     from acedit.world.cases import make_cases
     from acedit.world.graph import build_world
@@ -226,6 +246,17 @@ def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCas
     for k in args.edits or [1]:
         cases += cases_from(make_cases(world, seed=args.seed, n=args.n or CASES, edits=k, pool=args.pool))
     return cases, known or facts_of(world, [])
+
+
+def _first_of_each(cases: "Sequence[Case]", n: int | None) -> "list[Case]":
+    """The first `n` cases (None: all) with each number of edits, in order."""
+    seen: Counter[int] = Counter()
+    found = []
+    for case in cases:
+        seen[len(case.edits)] += 1
+        if n is None or seen[len(case.edits)] <= n:
+            found.append(case)
+    return found
 
 
 def _laid_out(table: "Table") -> str:
@@ -251,7 +282,6 @@ def _rows(folders: "Sequence[str]") -> "Rows":
 
 def _bench_show(args: argparse.Namespace) -> None:
     from acedit.benchmark import tables
-    from acedit.benchmark.store import Store
 
     check_outputs(args)
     rows = _rows(args.folders)
@@ -268,10 +298,23 @@ def _bench_show(args: argparse.Namespace) -> None:
         )
     for table in found.values():
         print(f"\n{table.title}\n" + _laid_out(table))
-    faults = Store.read(args.folders[0]).meta("faults") or []
-    if faults:
-        print(f"\n{len(faults)} faults of the cases; the first: {faults[0]['kind']}, {faults[0]['detail']}")
+    faults = _say_faults(args.folders[0])
     write_result(args, "bench show", runs=args.folders, faults=faults, tables=_table_rows(found))
+
+
+def _say_faults(folder: str) -> list[dict[str, Any]]:
+    """Print what is wrong with a run's cases, and how many were left out for it; the faults."""
+    from acedit.benchmark.faults import Fault, counts
+    from acedit.benchmark.store import Store
+
+    store = Store.read(folder)
+    faults: list[dict[str, Any]] = store.meta("faults") or []
+    if faults:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in counts([Fault(**f) for f in faults]).items())
+        left = store.meta("left_out") or 0
+        said = f"; --strict left out {left} cases" if store.meta("strict") else ""
+        print(f"\nfaults of the cases: {kinds}{said}; the first: {faults[0]['detail']}")
+    return faults
 
 
 def _bench_tables(args: argparse.Namespace) -> None:
@@ -300,6 +343,7 @@ def _bench_tables(args: argparse.Namespace) -> None:
         )
         save_charts({"degradation": spec}, out)
     print("\n".join(map(tables.markdown, found.values())))
+    _say_faults(args.folders[0])
     print(f"tables in {out}")
     write_result(
         args, "bench tables", runs=args.folders, out=str(out), tables=_table_rows(found), degradation=curve

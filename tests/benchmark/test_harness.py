@@ -39,9 +39,13 @@ def test_our_tasks_run_on_a_patched_model(tmp_path: Path) -> None:
     after = run_tasks(lm, ["mquake_edit", "mquake_direct"], patches=[patch], cases=tmp_path / "cases.json")
     assert before["mquake_edit"]["acc,none"] == 0.0
     assert after["mquake_edit"]["acc,none"] == 1.0
-    assert 0.0 <= after["mquake_direct"]["acc,none"] <= 1.0
     assert all(w.equal(lm.down_weight(layer)) for layer, w in enumerate(weights))
-    thought = run_tasks(lm, ["mquake_cot"], cases=tmp_path / "cases.json", limit=2)
-    assert thought["mquake_cot"]["acc,none"] == 0.0
+    tasks = ["mquake_direct", "mquake_cot"]
+    new, old = (
+        run_tasks(lm, tasks, cases=tmp_path / "cases.json", limit=4, old=old) for old in (False, True)
+    )
+    for task in tasks:
+        assert new[task]["acc,none"] == 0.0, task
+        assert old[task]["acc,none"] > 0.5, task
     with pytest.raises(UserError, match="knows no task 'nonsense'"):
         run_tasks(lm, ["nonsense"])

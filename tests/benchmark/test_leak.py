@@ -6,9 +6,10 @@ import pytest
 
 from acedit.benchmark.evaluate import merged_edits
 from acedit.benchmark.leak import LeakError, check, scored_texts, starts
+from acedit.benchmark.ripple import Query, RippleCase, RippleTest
 from acedit.editing.methods import method
 from acedit.knowledge.compose import Composer, Prompt, holds
-from acedit.knowledge.facts import Case, Fact, cases_from
+from acedit.knowledge.facts import Case, Edit, Fact, cases_from
 from acedit.knowledge.relations import mquake
 from acedit.world.cases import make_cases
 from acedit.world.graph import build_world, mquake_cases
@@ -25,7 +26,7 @@ def _prompts(cases: list[Case], known: list[Fact]) -> list[Prompt]:
 
 @pytest.mark.parametrize("pool", ["dev", "test"])
 def test_composed_prompts_never_score(known: list[Fact], pool: str) -> None:
-    cases = cases_from(make_cases(build_world(), seed=5, n=25, pool=pool))  # type: ignore[arg-type]
+    cases = cases_from(make_cases(build_world(), seed=5, n=12, pool=pool))  # type: ignore[arg-type]
     prompts = _prompts(cases, known)
     assert {p.kind for p in prompts} == {"single", "lead", "ripple", "middle", "keep", "replay"}
     check(prompts, cases)
@@ -40,7 +41,7 @@ def test_real_cases_keep_the_rule(known: list[Fact]) -> None:
     cases = cases_from(mquake_cases("2hop"), "mquake_2hop")
     edits, ways = merged_edits(cases), {"exclude": starts(cases), "amounts": method("ace").amounts}
     broken = 0
-    for seed in range(3, 7):
+    for seed in (3, 5):  # the demo at seed 5 would have met one
         check(Composer(edits, known, avoid=scored_texts(cases), seed=seed, **ways).prompts(), cases)
         try:
             check(Composer(edits, known, seed=seed, **ways).prompts(), cases)
@@ -57,6 +58,22 @@ def test_a_wording_is_held_from_the_start_of_a_sentence_on() -> None:
     assert not holds("Tell me who leads Peru.", wording)
     assert holds("A Fate follows. Fate follows", "Fate follows")
     assert not holds("anything", "")
+
+
+def test_whoever_a_ripple_test_names_starts_no_prompt() -> None:
+    """The files do not say where a test starts, so a known subject that one names counts."""
+    relation = mquake()["P26"]
+    edit = Edit("Bo Ray", mquake()["P27"], "Chile")
+    told = RippleTest(
+        (Query("The country of citizenship of the spouse of Ann Lee is", ("Chile",)),), (), False
+    )
+    case = RippleCase("r", (edit,), {"compositionality_2": (told,)})
+    facts = [Fact(name, relation, "Bo Ray") for name in ("Ann Lee", "Ann", "Eve Fox", "nn Lee")]
+    assert starts([case], facts) == {"Bo Ray", "Ann Lee", "Ann"}
+    lead = Prompt("Question: Where is the spouse of {} from?\nAnswer:", "Ann Lee", "Chile", "lead", 0)
+    with pytest.raises(LeakError, match="starts where a scored question starts"):
+        check([lead], [case])
+    check([replace(lead, subject="Eve Fox")], [case])
 
 
 def test_a_leak_is_seen(known: list[Fact]) -> None:

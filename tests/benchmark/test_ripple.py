@@ -64,6 +64,19 @@ def test_labels_are_read_out_of_the_sentences(tmp_path: Path) -> None:
     assert (case.edits[0].subject, case.edits[0].target, case.edits[0].old) == ("Ann of Lee", "Cy", "")
 
 
+def test_both_names_of_what_was_before_are_read(tmp_path: Path) -> None:
+    newer = row(Relation_Specificity=[test([MOTHER], [])])
+    newer["edit"]["previous_fact"] = newer["edit"].pop("original_fact")
+    (case,) = read_ripple(written(tmp_path / "r.json", [newer]))
+    assert case.edits[0].old == "United States of America"
+
+
+def test_a_query_without_a_prompt_is_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "r.json", [row(Forgetfulness=[test([{**MOTHER, "prompt": None}], [])])])
+    with pytest.raises(UserError, match=r"\[0\]: field prompt is missing or of another kind"):
+        read_ripple(path)
+
+
 @pytest.mark.parametrize("relation", sorted(CLOZES))
 @pytest.mark.parametrize("before", [True, False])
 def test_every_relation_of_the_files_is_read(relation: str, before: bool, tmp_path: Path) -> None:

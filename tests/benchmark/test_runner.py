@@ -18,6 +18,8 @@ from acedit.lm.model import LanguageModel, load
 from acedit.report.demo import facts_of
 from acedit.world.cases import make_cases
 from acedit.world.graph import build_world
+from tests.benchmark.killer import ALWAYS, FLAG, KILLER
+from tests.benchmark.test_faults import CLASH, MOVES, SOILS, STAYS
 
 METHODS = (method("base"), method("memit"))
 
@@ -122,6 +124,33 @@ def test_two_workers_make_the_same_table(
     assert printed(tmp_path) == printed(whole)
 
 
+@pytest.mark.parametrize("ray", [None, "local"])
+def test_a_worker_killed_at_a_case_costs_its_retry_and_nothing_else(
+    ray: str | None, job: Job, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if ray:
+        pytest.importorskip("ray", reason="Ray is not installed (extra 'ray')")
+    methods = (method("base"), KILLER)
+    monkeypatch.setenv(FLAG, str(tmp_path / "died"))
+    report = run(job, cases, methods, folder=tmp_path / "killed", workers=2, ray=ray)
+    assert (tmp_path / "died").exists()
+    assert (report.made, report.failed) == (6, [])
+    run(job, cases, methods, folder=tmp_path / "whole", workers=2)
+    assert printed(tmp_path / "killed") == printed(tmp_path / "whole")
+
+
+def test_a_case_that_kills_every_worker_is_kept_as_failed(
+    job: Job, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "died").touch()
+    monkeypatch.setenv(FLAG, str(tmp_path / "died"))
+    monkeypatch.setenv(ALWAYS, cases[1].edits[0].subject)
+    report = run(job, cases, (KILLER,), folder=tmp_path / "run", workers=2)
+    assert report.made == 2
+    ((unit, error),) = report.failed
+    assert (unit.cases, error) == ((cases[1].id,), "the worker died, twice")
+
+
 def test_a_changed_setting_reuses_nothing(job: Job, cases: list[Case]) -> None:
     def keys(job: Job, some: Sequence[Method] = METHODS) -> set[str]:
         items = items_of(job, "f", [tuple(cases[:1])], some, at_once=1)
@@ -181,6 +210,28 @@ def test_a_broken_leak_rule_stops_everything(
         run(job, cases, METHODS, folder=tmp_path, lm=lm)
 
 
+def test_strict_says_how_many_cases_it_leaves_out(tmp_path: Path, lm: LanguageModel) -> None:
+    """Of four, some take as it was what another edits."""
+    some = [MOVES, STAYS, CLASH, SOILS]
+    groups, faults = runner._grouped(some, None, strict=True)
+    kept = {case.id for group in groups for case in group}
+    assert kept < {case.id for case in some}
+    assert kept.isdisjoint(fault.case for fault in faults)
+    said: list[str] = []
+    run(
+        Job("bundled", cot=False),
+        some,
+        (method("base"),),
+        folder=tmp_path,
+        strict=True,
+        at_once=None,
+        lm=lm,
+        say=said.append,
+    )
+    assert f"--strict leaves out {4 - len(kept)} of 4 cases" in said
+    assert Store.read(tmp_path).meta("left_out") == 4 - len(kept)
+
+
 def test_edits_in_sequence_stay_in(job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path) -> None:
     before = [lm.down_weight(layer).clone() for layer in range(lm.n_layers)]
     report = run(job, cases, [method("memit")], folder=tmp_path, lm=lm, sequence=[1, 3])
@@ -216,7 +267,28 @@ def test_a_sequence_that_is_killed_goes_on_where_it_was(
     assert report.failed == []
     assert edited == ["none", cases[2].id]
     assert printed(tmp_path / "killed") == printed(tmp_path / "whole")
-    assert not list((tmp_path / "killed" / "sequence").iterdir())
+    assert not (tmp_path / "killed" / "sequence").exists()
+
+
+def test_a_sequence_killed_before_its_scores_are_kept_has_its_patches(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = {"lm": lm, "sequence": [1, 3]}
+
+    def dying(self: Store, *given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "add", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, cases, [method("memit")], folder=tmp_path, **ways)  # type: ignore[arg-type]
+    monkeypatch.undo()
+
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr("acedit.benchmark.runner.edit_cases", never)
+    report = run(job, cases, [method("memit")], folder=tmp_path, **ways)  # type: ignore[arg-type]
+    assert (report.made, report.failed) == (2, [])
 
 
 def test_two_cases_of_a_sequence_may_ask_for_the_same(

@@ -10,7 +10,7 @@ import torch
 import acedit
 from acedit.attribution.plan import Plan
 from acedit.editing.batch import Batch
-from acedit.editing.edit import TOKENS_A_NEURON, edit, ended, own_answers, text_of
+from acedit.editing.edit import TOKENS_A_NEURON, _primed, edit, ended, own_answers, text_of
 from acedit.editing.keys import keys_at
 from acedit.editing.methods import Method, method, methods
 from acedit.editing.patch import Patch
@@ -302,6 +302,32 @@ def test_primed_prompts_need_room_for_the_shots(tmp_path: Path) -> None:
         assert primed.method == f"{name}-cot"
         pairs = zip(plain.updates, primed.updates, strict=True)
         assert any(not torch.allclose(a.delta(), b.delta()) for a, b in pairs), name
+
+
+def test_an_edit_without_questions_is_primed_by_its_own_prompt() -> None:
+    lm = tiny_lm("qwen3", max_position_embeddings=2048)
+    silent = Prompt("{} is a citizen of", "Bo Ray", "Chile", "single", 0)
+    told = Prompt("{} was born in", "Cy Doe", "Lima", "single", 1)
+    aloud = replace(told, template="Question: Where was Cy Doe born?\nThoughts: {} was born in")
+    primed = _primed(lm, [silent, replace(silent, template="{} lives in"), told, aloud])
+    assert [p.edit for p in primed] == [1, 0]
+    assert primed[0].text.endswith(aloud.text)
+    asks = "\n\nQuestion: Bo Ray is a citizen of\nThoughts: Bo Ray is a citizen of"
+    assert primed[1].text.endswith(asks)
+    assert primed[1].template.count("{}") == 1
+
+
+def test_every_closed_form_takes_a_batch_in_any_order(tmp_path: Path) -> None:
+    """Δ of two edits is Δ of the same two the other way round; ROME writes one after the other."""
+    lm = tiny_lm("qwen3")
+    for name in ("memit", "pmet", "emmet", "alphaedit", "ace-closed", "ace-paper"):
+        one, other = (
+            edit(lm, some, known=KNOWN, method=short(name), plan=PLAN, cache_dir=tmp_path)
+            for some in (EDITS, EDITS[::-1])
+        )
+        for a, b in zip(one.updates, other.updates, strict=True):
+            size = a.delta().abs().max()
+            assert (a.delta() - b.delta()).abs().max() < 1e-3 * size, name
 
 
 def test_held_prompts_take_the_modelsown_answers(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,38 @@ def test_real_files_are_read_as_they_are(name: str, count: int) -> None:
         }
     assert read_edits(path)
     assert read_facts(path) == []
+
+
+def test_items_that_lie_flat_are_those_that_are_nested(tmp_path: Path) -> None:
+    """MQuAKE-Remastered's form: the same fields, without nesting."""
+    nested = json.loads((DATA / "mquake_2hop.json").read_text("utf-8"))
+    flat = []
+    for row in nested:
+        rewrites = [
+            {
+                **{k: v for k, v in one.items() if k not in ("target_new", "target_true")},
+                "target_new_str": one["target_new"]["str"],
+                "target_true_str": one["target_true"]["str"],
+            }
+            for one in row["requested_rewrite"]
+        ]
+        chains = {k if k.startswith("new") else f"orig_{k}": v for k, v in row["orig"].items()}
+        rest = {k: v for k, v in row.items() if k != "orig"}
+        flat.append({**rest, "requested_rewrite": rewrites, **chains})
+    path = written(tmp_path, flat)
+    found, wanted = read_cases(path), read_cases(DATA / "mquake_2hop.json")
+    assert [replace(case, raw={}) for case in found] == [replace(case, raw={}) for case in wanted]
+    assert [case.raw for case in found] == flat
+    assert read_edits(path) == read_edits(DATA / "mquake_2hop.json")
+    broken = {**flat[0], "requested_rewrite": [{**flat[0]["requested_rewrite"][0], "target_new_str": 5}]}
+    with pytest.raises(UserError, match=r"\[0\]\.requested_rewrite\[0\]\.target_new\.str is a number"):
+        read_cases(written(tmp_path, [broken]))
+
+
+def test_further_answers_of_mquake_t_are_aliases(tmp_path: Path) -> None:
+    raw = json.loads((DATA / "mquake_2hop.json").read_text("utf-8"))[0]
+    (case,) = read_cases(written(tmp_path, [{**raw, "answer_extended": ["Somebody Else"]}]))
+    assert case.answer_aliases == (*raw["answer_alias"], "Somebody Else")
 
 
 def test_lists_of_facts_and_a_single_line_are_read(tmp_path: Path) -> None:

@@ -68,7 +68,9 @@ def shared_plan(
 ) -> Plan:
     """One plan for every batch, from the first edits of all cases (at most `PLANNED`)."""
     edits = list({edit.key: edit for case in cases for edit in case.edits}.values())[:PLANNED]
-    prompts = Composer(edits, known, exclude=starts(cases), avoid=scored_texts(cases), seed=seed).prompts()
+    prompts = Composer(
+        edits, known, exclude=starts(cases, known), avoid=scored_texts(cases), seed=seed
+    ).prompts()
     return find_plan(lm, edits, prompts)
 
 
@@ -138,7 +140,7 @@ def edit_cases(
         merged_edits(cases),
         known=known,
         method=method,
-        exclude=starts(scored),
+        exclude=starts(scored, known),
         avoid=scored_texts(scored),
         plan=plan,
         seed=seed,

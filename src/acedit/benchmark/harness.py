@@ -28,13 +28,14 @@ def run_tasks(
     *,
     patches: Sequence[Patch] = (),
     cases: str | Path | None = None,
+    old: bool = False,
     limit: int | None = None,
     batch_size: int = 16,
 ) -> Mapping[str, Mapping[str, Any]]:
     """The harness's results by task, with `patches` on; the model is its old self on return.
 
-    cases: MQuAKE file for our own tasks. limit: at most so many rows a task. Raises UserError where the
-    harness is missing, or does not know a task.
+    cases: MQuAKE file for our own tasks. old: these ask for the answers before the edits. limit: at most so
+    many rows a task. Raises UserError where the harness is missing, or does not know a task.
     """
     if find_spec("lm_eval") is None:
         raise UserError("lm-evaluation-harness is missing: pip install 'acedit[lm-eval]'")
@@ -42,7 +43,9 @@ def run_tasks(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(TASKS), metadata={"cases": "" if cases is None else str(cases)})
+    manager = TaskManager(
+        include_path=str(TASKS), metadata={"cases": "" if cases is None else str(cases), "old": old}
+    )
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise UserError(f"lm-evaluation-harness knows no task {unknown[0]!r}; see 'lm_eval ls tasks'")
     with ExitStack() as on:

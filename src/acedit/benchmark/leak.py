@@ -1,6 +1,6 @@
 """The leak rule: what makes an edit never sees what scores it.
 
-    scored = {"exclude": starts(cases), "avoid": scored_texts(cases)}
+    scored = {"exclude": starts(cases, facts), "avoid": scored_texts(cases)}
     edit(lm, edits, known=facts, **scored, watch=lambda prompts: check(prompts, cases))
 
 `exclude` and `avoid` keep the rule, `check` is the alarm: it raises before anything is written. A prompt
@@ -9,20 +9,37 @@ if it starts from an entity that a scored question starts from (the edited subje
 Facts that specificity is measured on are kept out where prompts are made (`compose.reserved`).
 """
 
+import re
 from collections.abc import Sequence
 
 from acedit.benchmark.ripple import RippleCase
 from acedit.knowledge.compose import Prompt, holds
-from acedit.knowledge.facts import Case
+from acedit.knowledge.facts import Case, Fact
 
 
 class LeakError(RuntimeError):
     """A prompt that makes an edit was seen to be one that scores it."""
 
 
-def starts(cases: Sequence[Case | RippleCase]) -> set[str]:
-    """Entities that the scored questions start from."""
-    return {case.start for case in cases}
+def starts(cases: Sequence[Case | RippleCase], known: Sequence[Fact] = ()) -> set[str]:
+    """Entities that the scored questions start from.
+
+    RippleEdits' files do not say where a test starts: of `known` facts every subject that one names counts.
+    """
+    tests = _tests(cases)
+    return {case.start for case in cases} | {f.subject for f in known if _named(f.subject, tests)}
+
+
+def _tests(cases: Sequence[Case | RippleCase]) -> str:
+    """Every test's cloze of RippleEdits' cases, a line each."""
+    return "\n".join(
+        sorted(text for case in cases if isinstance(case, RippleCase) for text in case.scored_texts)
+    )
+
+
+def _named(subject: str, tests: str) -> bool:
+    """Whether one of the tests names `subject`."""
+    return subject in tests and re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", tests) is not None
 
 
 def scored_texts(cases: Sequence[Case | RippleCase]) -> set[str]:
@@ -32,10 +49,12 @@ def scored_texts(cases: Sequence[Case | RippleCase]) -> set[str]:
 
 def check(prompts: Sequence[Prompt], cases: Sequence[Case | RippleCase]) -> None:
     """Raises LeakError for the first prompt that breaks the rule."""
-    scored, first = scored_texts(cases), starts(cases)
+    scored, first, tests = scored_texts(cases), starts(cases), _tests(cases)
     for prompt in prompts:
         for text in scored:
             if holds(prompt.whole, text):
                 raise LeakError(f"the prompt {prompt.whole!r} holds the scored wording {text!r}")
-        if prompt.kind in ("lead", "middle", "replay") and prompt.subject in first:
+        if prompt.kind not in ("lead", "middle", "replay"):
+            continue
+        if prompt.subject in first or _named(prompt.subject, tests):
             raise LeakError(f"the prompt {prompt.text!r} starts where a scored question starts")

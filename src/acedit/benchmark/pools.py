@@ -19,6 +19,10 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from acedit.errors import UserError
 
+log = logging.getLogger("acedit")
+
+WAIT = 60.0  # seconds without a result, after which it is said that no worker has been placed
+
 I = TypeVar("I", contravariant=True)  # noqa: E741  an item
 O = TypeVar("O", covariant=True)  # noqa: E741  what comes of it
 
@@ -146,6 +150,7 @@ class OnRay(Generic[I, O]):
             raise UserError(f"--ray {address}: {error}; give a cluster's address, or 'local'") from None
         self._actors = [self._actor() for _ in range(size)]
         self._busy: dict[Any, int] = {}
+        self._placed = False
 
     def _actor(self) -> Any:
         actor = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0)(_Actor)
@@ -155,7 +160,14 @@ class OnRay(Generic[I, O]):
         self._busy[self._actors[worker].run.remote(item)] = worker
 
     def finished(self) -> tuple[int, O | None]:
-        (ready,), _ = self._ray.wait(list(self._busy), num_returns=1)
+        ready: Any = None
+        while ready is None:
+            found, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=WAIT)
+            if found:
+                (ready,) = found
+            elif not self._placed:
+                log.warning("no result yet; if Ray has placed no worker, its CPUs or GPUs are taken")
+        self._placed = True
         worker = self._busy.pop(ready)
         try:
             result: O = self._ray.get(ready)

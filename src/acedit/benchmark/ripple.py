@@ -204,6 +204,8 @@ def _test(row: Mapping[str, Any]) -> RippleTest:
 
 def _query(row: Mapping[str, Any]) -> Query:
     names = [str(n) for answer in row["answers"] for n in (answer["value"], *answer.get("aliases", ()))]
+    if not isinstance(row["prompt"], str):
+        raise TypeError("prompt")
     return Query(row["prompt"], tuple(names))
 
 
@@ -212,8 +214,9 @@ def _edit(row: Mapping[str, Any]) -> Edit | None:
     edit = row["edit"]
     id = str(edit["relation"])
     said, was = edit["prompt"].rstrip(" ."), ""
-    if edit.get("original_fact") is not None:
-        was = edit["original_fact"]["prompt"].rstrip(" .")
+    before = edit.get("original_fact") or edit.get("previous_fact")  # by the version of the files
+    if before is not None:
+        was = before["prompt"].rstrip(" .")
     if id in CLOZES:
         template = CLOZES[id]
         subject = _filled(template, said, was)

@@ -48,7 +48,7 @@ log = logging.getLogger("acedit")
 
 AnyCase = Case | RippleCase
 
-PROTOCOL = 4  # of what is asked and how it is counted; goes up when a stored answer would be another
+PROTOCOL = 5  # of what is asked and how it is counted; goes up when a stored answer would be another
 TRIES = 2  # of an item whose worker dies
 ASKED_IN_SEQUENCE = 100  # cases asked at a step of a sequence, spread over those edited so far
 
@@ -139,7 +139,7 @@ class Worker:
         """The plan of a method that needs one, and the method with what a preset says of it."""
         if not method.planned:
             return None, method
-        if self._job.preset:
+        if self._job.preset and preset(self._job.preset).speaks_of(method):
             return preset(self._job.preset).fitted(self._lm, method)
         if self._plan is None:
             self._plan = shared_plan(self._lm, self._job.planned, self._job.known, self._job.seed)
@@ -211,8 +211,6 @@ class Worker:
                 if step in by_step:
                     scored = self._scored(item, by_step[step], _spread(step))
                     yield replace(scored, facts=facts, seconds=seconds, rank=rank, norm=norm)
-        if self._job.scratch is not None:
-            shutil.rmtree(self._steps(item), ignore_errors=True)
 
     def _steps(self, item: Item) -> Path:
         assert self._job.scratch is not None
@@ -294,11 +292,12 @@ def items_of(
     for g, group in enumerate(groups):
         forms = [_case_form(case) for case in group]
         for method in methods:
+            published = job.preset and preset(job.preset).speaks_of(method)
             depends = {
                 "protocol": PROTOCOL, "version": __version__, "model": fingerprint,
                 "method": asdict(method), "state": method.state(fingerprint), "cases": forms,
                 "known": known, "beside": beside, "seed": job.seed, "cot": job.cot, "threads": job.threads,
-                "plan": (job.preset or planned) if method.planned else None,
+                "plan": (job.preset if published else planned) if method.planned else None,
             }  # fmt: skip
             if job.text:
                 depends["text"] = text
@@ -350,7 +349,10 @@ def run(
     groups, report.faults = _grouped(cases, at_once, strict=strict)
     if report.faults:
         said = ", ".join(f"{n} {kind}" for kind, n in counts(report.faults).items())
-        say(f"faults of the cases: {said}" + ("; those cases are left out" if strict else ""))
+        say(f"faults of the cases: {said}")
+    left_out = len(cases) - sum(map(len, groups))
+    if strict:
+        say(f"--strict leaves out {left_out} of {len(cases)} cases")
     if not groups and strict:
         raise UserError("--strict leaves no case: every one has a known fault")
     if not groups:
@@ -372,7 +374,10 @@ def run(
         own = lm or load(job.model, dtype=job.dtype, device_map=job.device_map)
         for method in methods:
             if job.preset and method.planned:
-                preset(job.preset).fitted(own, method)
+                if preset(job.preset).speaks_of(method):
+                    preset(job.preset).fitted(own, method)
+                else:
+                    say(f"preset {job.preset!r} names no layers for {method.name}: they are chosen")
         model = f"{own.fingerprint}/{own.device.type}"
         items = items_of(job, model, groups, methods, at_once=at_once, steps=sorted(set(sequence)))
         store.set_meta(
@@ -385,6 +390,7 @@ def run(
                 "cases": {case.id: _about(case) for group in groups for case in group},
                 "faults": [asdict(fault) for fault in report.faults],
                 "strict": strict,
+                "left_out": left_out,
             }
         )
         done = store.done()
@@ -396,6 +402,9 @@ def run(
         del own
         try:
             _drive(pool, todo, store, report, progress)
+            # Not before every outcome is in the store, nor where one is to be tried again.
+            if job.scratch is not None and not report.failed:
+                shutil.rmtree(job.scratch, ignore_errors=True)
         finally:
             pool.close()
     return report
@@ -417,11 +426,11 @@ def _grouped(
     """The cases in groups, and the faults of all; `strict`: in groups without the cases that have one."""
     chains = [case for case in cases if isinstance(case, Case)]
     ripples = [case for case in cases if isinstance(case, RippleCase)]
-    faults: list[Fault] | None = None
+    faults: list[Fault] = []
     while True:
         packed = pack(chains, at_once)
         found = [*audit(packed, chains), *contradicting(ripples)]
-        faults = found if faults is None else faults
+        faults += [fault for fault in found if fault not in faults]
         bad = [f for f in found if at_once is None or f.kind != "contradicting" or f.other == f.case]
         if not (strict and bad):
             return [*packed, *pack(ripples, at_once)], faults
@@ -433,7 +442,8 @@ def _pool(
     job: Job, lm: LanguageModel, workers: int, ray: str | None, *, inline: bool
 ) -> Pool[Item, list[Outcome]]:
     if ray is not None:
-        return OnRay(partial(Worker, job), workers, ray, gpus=1.0 if lm.device.type == "cuda" else 0.0)
+        gpus = {p.device for p in lm.model.parameters() if p.device.type == "cuda"}
+        return OnRay(partial(Worker, job), workers, ray, gpus=float(len(gpus)))
     if workers == 1 or inline:
         return Inline(Worker(job, lm))
     return Processes(partial(Worker, job), workers)

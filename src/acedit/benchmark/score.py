@@ -51,10 +51,14 @@ METRICS = (
 
 
 def normalise(text: str) -> str:
-    """Case, articles, punctuation and spacing folded away (SQuAD's way), accents kept."""
+    """Case, articles, punctuation of any script and spacing folded away (SQuAD's way), accents kept."""
     text = unicodedata.normalize("NFKC", text).lower()
-    text = "".join(" " if c in string.punctuation else c for c in text)
+    text = "".join(" " if _is_punctuation(c) else c for c in text)
     return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
+
+
+def _is_punctuation(sign: str) -> bool:
+    return sign in string.punctuation or unicodedata.category(sign).startswith("P")
 
 
 def matches(said: str, answers: Iterable[str]) -> bool:
@@ -63,7 +67,7 @@ def matches(said: str, answers: Iterable[str]) -> bool:
     A continuation of a cloze may go on ("Lima. It lies ..."), so what follows the answer is allowed
     only after punctuation.
     """
-    line = said.strip().split("\n", 1)[0]
+    line = unicodedata.normalize("NFKC", said).strip().split("\n", 1)[0]
     whole = normalise(line)
     for answer in answers:
         wanted = normalise(answer)
@@ -77,7 +81,7 @@ def matches(said: str, answers: Iterable[str]) -> bool:
 
 
 def _ends_phrase(line: str, wanted: str) -> bool:
-    for cut in re.finditer(r"[.,;:!?()]", line):
+    for cut in re.finditer(r"[.,;:!?()。、]", line):
         head = normalise(line[: cut.start()])
         if head == wanted:
             return True

@@ -56,6 +56,11 @@ PAPER4: Mapping[tuple[int, int], tuple[str, str, str, str]] = {
 """Table 4, % (GPT-J / Qwen3-8B), by skipped query and value layers: average, then Table 3's three."""
 
 SPECIFICITY = ("specificity_subject", "specificity_relation")
+CURVES = (
+    "efficacy", "paraphrase", *SPECIFICITY, "specificity_chain", "explicit", "middle", "implicit", "mixed",
+    "direct", "cot", "subset", *dict.fromkeys(AXES.values()),
+)  # fmt: skip
+"""What is shown of a sequence, as far as it was asked."""
 
 
 @dataclass(frozen=True)
@@ -399,7 +404,7 @@ def degradation(rows: Rows) -> list[dict[str, Any]]:
     for method in rows.methods:
         for step in rows.steps:
             records = rows.of(method, step)
-            for metric in ("efficacy", "paraphrase", *SPECIFICITY, "specificity_chain", "direct", "cot"):
+            for metric in CURVES:
                 row = _share(_picked(records, [metric]))
                 if row["n"]:
                     found.append({"method": method, "cases": step, "metric": metric, **row})
@@ -408,7 +413,8 @@ def degradation(rows: Rows) -> list[dict[str, Any]]:
 
 def sequence(rows: Rows) -> Table:
     """Scores after so many cases edited one after the other."""
-    columns = ("efficacy", "paraphrase", *SPECIFICITY, "direct", "cot")
+    asked = {record.metric for step in rows.steps for m in rows.methods for record in rows.of(m, step)}
+    columns = [metric for metric in CURVES if metric in asked]
     ratio = {
         (unit.method, unit.step): f"{o.perplexity / o.before:.3f}"
         for unit, o in rows.units

@@ -35,7 +35,7 @@ from acedit.editing.solve import Metric, factor, inverse, null_space
 from acedit.editing.stages import Stage, Update, Writing, mean_by, sweep, updates_in
 from acedit.editing.target import search
 from acedit.errors import UserError
-from acedit.knowledge.compose import Composer, Prompt, belief_texts, holds
+from acedit.knowledge.compose import Composer, Prompt, asked_thoughts, belief_texts, holds
 from acedit.knowledge.facts import Edit, Fact, distinct_edits
 from acedit.knowledge.prose import prose
 from acedit.lm.model import LanguageModel
@@ -454,7 +454,8 @@ def _added(updates: Sequence[Update], more: Sequence[Update]) -> list[Update]:
 
 
 def _primed(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts that think aloud, behind the shots of G.1. Raises UserError where they do not fit."""
+    """The prompts that think aloud, behind the shots of G.1; of an edit without questions its own prompt, put
+    as one. Raises UserError where they do not fit."""
     # Prompts of appendix G belong to the benchmark, a room above.
     from acedit.benchmark.prompts import COT_PROMPT
 
@@ -462,7 +463,11 @@ def _primed(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     if room < 64:
         raise UserError(f"primed prompts need the shots of G.1, and the model's context is {lm.context}")
     shots = COT_PROMPT.replace("{", "").replace("}", "") + "\n\n"
-    return [replace(p, template=shots + p.template) for p in prompts if "\nThoughts:" in p.template]
+    aloud = [p for p in prompts if "\nThoughts:" in p.template]
+    asked = {p.edit for p in aloud if p.kind == "single"}
+    silent = {p.edit: p for p in reversed(prompts) if p.kind == "single" and p.edit not in asked}
+    aloud += [replace(p, template=f"{asked_thoughts(p.text)} {p.template}") for p in silent.values()]
+    return [replace(p, template=shots + p.template) for p in aloud]
 
 
 def _prefixed(lm: LanguageModel, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:

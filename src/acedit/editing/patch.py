@@ -321,12 +321,12 @@ class PatchStack:
 
     def _weight(self, layer: int, base: Tensor, active: Mapping[str, Patch]) -> Tensor:
         """round(base + Σ Δ) of a layer, the base itself where no patch writes it."""
-        deltas = [
-            update.delta() for id in sorted(active) for update in active[id].updates if update.layer == layer
-        ]
-        if not deltas:
+        updates = [u for id in sorted(active) for u in active[id].updates if u.layer == layer]
+        if not updates:
             return base
-        total = torch.stack(deltas).sum(0) if len(deltas) > 1 else deltas[0]
+        total = updates[0].delta()
+        for update in updates[1:]:  # one at a time: hundreds may be on
+            total = total + update.delta()
         total = (total.T if self._lm.family.conv1d else total).to(base.device)
         return (base.float() + total).to(base.dtype)
 

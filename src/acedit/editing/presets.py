@@ -30,11 +30,20 @@ class Preset:
     source: str
     notes: tuple[str, ...]
 
+    @property
+    def said(self) -> str:
+        """Where its layers are from, and what else has been printed of them."""
+        return f"preset {self.name} ({self.source}): " + "; ".join(self.notes)
+
+    def speaks_of(self, method: Method) -> bool:
+        """Whether `method` writes ranges of layers, as these are; not the one layer of its own paper."""
+        alone = method.layers == "query" or any(stage.deepest for stage in method.stages)
+        return method.planned and not alone
+
     def fitted(self, lm: LanguageModel, method: Method) -> tuple[Plan, Method]:
         """The plan, and `method` with the published λ. Raises UserError for a model of another shape, or a
         method without planned layers, or of one layer: what its own paper chose is not among these."""
-        alone = method.layers == "query" or any(stage.deepest for stage in method.stages)
-        if not method.planned or alone:
+        if not self.speaks_of(method):
             raise UserError(
                 f"method {method.name!r} takes no layers from a preset; try ace-paper, memit or pmet"
             )
@@ -75,6 +84,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 lam=6000.0,
                 source="ACE, appendix F",
                 notes=(
+                    "taken as printed, counted from 0: with 36 layers both readings fit, unlike GPT-J's",
                     "query layers are 25-27 in appendix F and 27-29 in section 6.4, value layers 28-32 and "
                     "30-32; section 6.4 adds that both shift with the domain",
                 ),

@@ -425,11 +425,31 @@ def _merged(path: str | Path, edits: Sequence[Edit]) -> list[Edit]:
     return found
 
 
+def _nested(row: Any) -> Any:
+    """An item with MQuAKE's nesting, also of one that lies flat, as MQuAKE-Remastered's do."""
+    if not isinstance(row, dict) or "orig" in row or "orig_triples" not in row:
+        return row
+    names = ("triples", "triples_labeled", "new_triples", "new_triples_labeled")
+    orig = {name: row[key] for name in names for key in (name, f"orig_{name}") if key in row}
+    rewrites = row.get("requested_rewrite")
+    if isinstance(rewrites, list):
+        rewrites = [_nested_rewrite(one) for one in rewrites]
+    return {**row, "orig": orig, "requested_rewrite": rewrites}
+
+
+def _nested_rewrite(row: Any) -> Any:
+    if not isinstance(row, dict):
+        return row
+    flat = {name: row[f"{name}_str"] for name in ("target_new", "target_true") if f"{name}_str" in row}
+    return {**{name: {"str": value} for name, value in flat.items()}, **row}
+
+
 class _Item:
     """One MQuAKE item."""
 
     def __init__(self, path: str | Path, index: int, row: Any) -> None:
-        self.at = _At(path, f"[{index}]", row)
+        self.at = _At(path, f"[{index}]", _nested(row))
+        self.raw = row
 
     def edits(self) -> list[Edit]:
         return [self._edit(at) for at in self.at.children("requested_rewrite")]
@@ -491,14 +511,17 @@ class _Item:
             after=after,
             questions=questions,
             answer=at.text("answer"),
-            answer_aliases=at.texts("answer_alias"),
+            answer_aliases=(
+                *at.texts("answer_alias"),
+                *at.texts("answer_extended"),
+            ),  # MQuAKE-T's further ones
             new_answer=at.text("new_answer"),
             new_answer_aliases=at.texts("new_answer_alias"),
             hops_before=hops_before,
             hops_after=hops_after,
             edited=edited,
             paraphrases=tuple(paraphrases),
-            raw=at.row,
+            raw=self.raw,
         )
 
     def _chain(self, triples: str, hops: str) -> tuple[Chain, tuple[Hop, ...]]:
