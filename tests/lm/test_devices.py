@@ -42,10 +42,10 @@ def halves(name: str, layers: int, split: int) -> dict[str, str]:
     return {**dict.fromkeys(before, "cuda:0"), **blocks, **dict.fromkeys(after, "cuda:1")}
 
 
-def dispatched(devices: Pretend, name: str) -> LanguageModel:
+def dispatched(devices: Pretend, name: str, split: int = 1) -> LanguageModel:
     tied = name != "llama"
     model = tiny_model(name, tie_word_embeddings=tied)
-    placed = devices.place(model, halves(name, model.config.num_hidden_layers, 1))
+    placed = devices.place(model, halves(name, model.config.num_hidden_layers, split))
     return LanguageModel(placed, byte_tokenizer())
 
 
@@ -107,7 +107,7 @@ def test_edits(name: str, method: str, tmp_path: Path) -> None:
         edited = plain.logits(PROMPTS)
     assert not torch.equal(edited, before)
     with Pretend() as devices:
-        lm = dispatched(devices, name)
+        lm = dispatched(devices, name, split=0)  # every layer apart from the prompts
         patch = edit(lm, EDITS, **how, cache_dir=tmp_path / "apart")
         with patch.applied(lm):
             found = lm.logits(PROMPTS).cpu()
