@@ -437,6 +437,19 @@ def test_edit_longer_than_the_context(fails: Callable[..., str], short_dir: Path
     assert not (tmp_path / "p").exists()
 
 
+def test_a_patch_of_a_chosen_rank(
+    run: Run, fails: Callable[..., str], model_dir: Path, edits_file: Path, tmp_path: Path
+) -> None:
+    code, _, err = run("edit", model_dir, edits_file, "--method", "ft", "--rank", 2, "--out", tmp_path / "p")
+    assert code == 0, err
+    patch = Patch.load(tmp_path / "p")
+    assert patch.method == "ft-r2"
+    assert {update.left.shape[1] for update in patch.updates} == {2}
+    said = fails("edit", model_dir, edits_file, "--method", "memit", "--rank", 2, "--out", tmp_path / "q")
+    assert "method 'memit' has a rank of its own: leave --rank out" in said
+    assert not (tmp_path / "q").exists()
+
+
 def test_missing_model(fails: Callable[..., str], edits_file: Path, tmp_path: Path) -> None:
     assert "model folder" in fails("locate", tmp_path / "nowhere", edits_file)
 
