@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acedit.attribution.certified import Certified, certified_layer_sums, certified_top
 from acedit.attribution.query import QueryScores, query_scores
-from acedit.attribution.value import Neuron, log_increase, top_neurons
+from acedit.attribution.value import Neuron, top_neurons, vectors_at
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit
 from acedit.lm.model import LanguageModel
@@ -116,22 +116,9 @@ def token_scores(
 ) -> tuple[Float[Tensor, "layers seq"], Float[Tensor, "layers seq"]]:
     """Eq. 9 of each layer's whole FFN and attention vector at every token of a traced prompt, nats."""
     token, length = lm.answer_ids(answer)[0], int(t.encoded.lengths[0])
-    each = [_vectors_at(lm, t, 0, at, token) for at in range(length)]
+    each = [vectors_at(lm, t, 0, at, token) for at in range(length)]
     ffn, attention = zip(*each, strict=True)
-    return torch.tensor(ffn).T, torch.tensor(attention).T
-
-
-def _vectors_at(
-    lm: LanguageModel, t: Trace, row: int, at: int, token: int
-) -> tuple[list[float], list[float]]:
-    """Eq. 9 of each layer's whole FFN and attention vector at one token, nats."""
-    ffn, attention = [], []
-    final = t.residual[-1, row, at]
-    for layer in range(lm.n_layers):
-        below, read, wrote = t.residual[layer, row, at], t.attention[layer, row, at], t.ffn[layer, row, at]
-        attention.append(float(log_increase(lm, below, read[None], final, token)))
-        ffn.append(float(log_increase(lm, below + read, wrote[None], final, token)))
-    return ffn, attention
+    return torch.stack(ffn, dim=1), torch.stack(attention, dim=1)
 
 
 @torch.no_grad()
@@ -140,14 +127,10 @@ def vector_scores(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Eq. 9 of each layer's whole FFN and attention vectors, nats, mean over prompts (layer log increase)."""
     t = trace(lm, texts)
-    ffn, attention = [0.0] * lm.n_layers, [0.0] * lm.n_layers
-    for i, (at, answer) in enumerate(zip(t.encoded.last.tolist(), answers, strict=True)):
-        for total, scores in zip(
-            (ffn, attention), _vectors_at(lm, t, i, at, lm.answer_ids(answer)[0]), strict=True
-        ):
-            for layer, score in enumerate(scores):
-                total[layer] += score / len(texts)
-    return tuple(ffn), tuple(attention)
+    places = enumerate(zip(t.encoded.last.tolist(), answers, strict=True))
+    each = [vectors_at(lm, t, i, at, lm.answer_ids(answer)[0]) for i, (at, answer) in places]
+    ffn, attention = (torch.stack(scores).double().mean(0) for scores in zip(*each, strict=True))
+    return tuple(ffn.tolist()), tuple(attention.tolist())
 
 
 @torch.no_grad()

@@ -225,7 +225,7 @@ def layer_scores(
         final = t.residual[-1, at.row, at.position]
         for layer in range(lm.n_layers):
             vectors = ffn_vectors(lm, t, layer, at.row, at.position)
-            middle = _middle(t, layer, at)
+            middle = _middle(t, layer, at.row, at.position)
             neurons[layer, at.source] += log_increase(lm, middle, vectors, final, at.token, norm=norm).cpu()
     return LayerScores(
         neurons.sum(-1),
@@ -261,22 +261,31 @@ def _head_scores(
     for at in places:
         final = t.residual[-1, at.row, at.position]
         for layer in range(lm.n_layers):
-            whole = _wide(t.ffn[layer, at.row, at.position])[None]
-            score = log_increase(lm, _middle(t, layer, at), whole, final, at.token, norm=norm).cpu()
-            ffn_vector[layer, at.source] += score[0]
-            below = _wide(t.residual[layer, at.row, at.position])
-            whole = _wide(t.attention[layer, at.row, at.position])[None]
-            vectors = torch.cat([head_vectors(lm, t, layer, at.row, at.position), whole])
-            scores = log_increase(lm, below, vectors, final, at.token, norm=norm).cpu()
-            heads[layer, at.source] += scores[:-1]
-            attention_vector[layer, at.source] += scores[-1]
+            vectors = head_vectors(lm, t, layer, at.row, at.position)
+            below = t.residual[layer, at.row, at.position]
+            heads[layer, at.source] += log_increase(lm, below, vectors, final, at.token, norm=norm).cpu()
+        ffn, attention = vectors_at(lm, t, at.row, at.position, at.token, norm=norm)
+        ffn_vector[:, at.source] += ffn
+        attention_vector[:, at.source] += attention
     return HeadScores(heads, attention_vector, ffn_vector)
 
 
-def _middle(t: Trace, layer: int, at: Reading) -> Float[Tensor, " d_model"]:
+def vectors_at(
+    lm: LanguageModel, t: Trace, row: int, at: int, token: int, *, norm: Norm = "frozen"
+) -> tuple[Float[Tensor, " layers"], Float[Tensor, " layers"]]:
+    """Eq. 9 of each layer's whole FFN and attention vector at one token, nats."""
+    ffn, attention = [], []
+    final = t.residual[-1, row, at]
+    for layer in range(lm.n_layers):
+        read, wrote = t.attention[layer, row, at][None], t.ffn[layer, row, at][None]
+        attention.append(log_increase(lm, t.residual[layer, row, at], read, final, token, norm=norm))
+        ffn.append(log_increase(lm, _middle(t, layer, row, at), wrote, final, token, norm=norm))
+    return torch.cat(ffn).cpu(), torch.cat(attention).cpu()
+
+
+def _middle(t: Trace, layer: int, row: int, at: int) -> Float[Tensor, " d_model"]:
     """The stream that the layer's FFN adds to, h^{l-1} + A^l."""
-    below, read = t.residual[layer, at.row, at.position], t.attention[layer, at.row, at.position]
-    return _wide(below) + _wide(read)
+    return _wide(t.residual[layer, row, at]) + _wide(t.attention[layer, row, at])
 
 
 def neuron_scores(
