@@ -31,7 +31,7 @@ def test_a_preset_sets_layers_and_lambda() -> None:
 def test_a_preset_says_where_it_is_from_and_for_whom() -> None:
     assert "appendix F" in preset("gpt-j").said
     assert "16-18 in section 6.4" in preset("gpt-j").said
-    assert [preset("qwen3-8b").speaks_of(method(name)) for name in ("pmet", "ace-paper", "rome", "ft")] == [
+    assert [method(name).ranged for name in ("pmet", "ace-paper", "rome", "ft")] == [
         True,
         True,
         False,

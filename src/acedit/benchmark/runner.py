@@ -139,7 +139,7 @@ class Worker:
         """The plan of a method that needs one, and the method with what a preset says of it."""
         if not method.planned:
             return None, method
-        if self._job.preset and preset(self._job.preset).speaks_of(method):
+        if self._job.preset and method.ranged:
             return preset(self._job.preset).fitted(self._lm, method)
         if self._plan is None:
             self._plan = shared_plan(self._lm, self._job.planned, self._job.known, self._job.seed)
@@ -292,12 +292,11 @@ def items_of(
     for g, group in enumerate(groups):
         forms = [_case_form(case) for case in group]
         for method in methods:
-            published = job.preset and preset(job.preset).speaks_of(method)
             depends = {
                 "protocol": PROTOCOL, "version": __version__, "model": fingerprint,
                 "method": asdict(method), "state": method.state(fingerprint), "cases": forms,
                 "known": known, "beside": beside, "seed": job.seed, "cot": job.cot, "threads": job.threads,
-                "plan": (job.preset if published else planned) if method.planned else None,
+                "plan": ((method.ranged and job.preset) or planned) if method.planned else None,
             }  # fmt: skip
             if job.text:
                 depends["text"] = text
@@ -374,7 +373,7 @@ def run(
         own = lm or load(job.model, dtype=job.dtype, device_map=job.device_map)
         for method in methods:
             if job.preset and method.planned:
-                if preset(job.preset).speaks_of(method):
+                if method.ranged:
                     preset(job.preset).fitted(own, method)
                 else:
                     say(f"preset {job.preset!r} names no layers for {method.name}: they are chosen")

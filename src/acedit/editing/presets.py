@@ -35,15 +35,10 @@ class Preset:
         """Where its layers are from, and what else has been printed of them."""
         return f"preset {self.name} ({self.source}): " + "; ".join(self.notes)
 
-    def speaks_of(self, method: Method) -> bool:
-        """Whether `method` writes ranges of layers, as these are; not the one layer of its own paper."""
-        alone = method.layers == "query" or any(stage.deepest for stage in method.stages)
-        return method.planned and not alone
-
     def fitted(self, lm: LanguageModel, method: Method) -> tuple[Plan, Method]:
         """The plan, and `method` with the published λ. Raises UserError for a model of another shape, or a
         method without planned layers, or of one layer: what its own paper chose is not among these."""
-        if not self.speaks_of(method):
+        if not method.ranged:
             raise UserError(
                 f"method {method.name!r} takes no layers from a preset; try ace-paper, memit or pmet"
             )

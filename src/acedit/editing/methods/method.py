@@ -71,6 +71,12 @@ class Method:
         """Whether it needs a plan of layers."""
         return bool(self.stages or self.skip_query or self.skip_value) or self.layers == "query"
 
+    @property
+    def ranged(self) -> bool:
+        """Whether it writes the plan's ranges of layers, not the one layer of its own paper."""
+        alone = self.layers == "query" or any(stage.deepest for stage in self.stages)
+        return self.planned and not alone
+
     def with_cot_prompts(self) -> "Method":
         """This method with in-context and chain-of-thought primed edit prompts (section 6.2).
 
