@@ -83,9 +83,6 @@ def refuse_other(lm: LanguageModel, fingerprint: str, what: str) -> None:
 
 
 def longest_row(lm: LanguageModel) -> float:
-    """The length of the longest row of W_U. Raises UserError where it is not finite."""
+    """The length of the longest row of W_U."""
     tiles = lm.unembedding.split(TILE)
-    longest = torch.stack([tile.double().norm(dim=1).max() for tile in tiles]).max()
-    if not bool(torch.isfinite(longest)):
-        raise UserError("the unembedding holds NaN or infinite weights")
-    return float(longest)
+    return float(torch.stack([tile.double().norm(dim=1).max() for tile in tiles]).max())

@@ -511,10 +511,8 @@ class _Item:
             after=after,
             questions=questions,
             answer=at.text("answer"),
-            answer_aliases=(
-                *at.texts("answer_alias"),
-                *at.texts("answer_extended"),
-            ),  # MQuAKE-T's further ones
+            # MQuAKE-T's further answers are as right.
+            answer_aliases=(*at.texts("answer_alias"), *at.texts("answer_extended")),
             new_answer=at.text("new_answer"),
             new_answer_aliases=at.texts("new_answer_alias"),
             hops_before=hops_before,
