@@ -114,7 +114,7 @@ def test_exact_is_exact(problem: tuple[Tensor, Tensor, Tensor, Tensor, int]) -> 
     assert torch.allclose(got, true, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_top_k_is_that_of_brute_force(name: str, dtype: torch.dtype) -> None:
     """Set and order, a layer and the model, in every family; brute force in float64 where it can be."""
@@ -170,7 +170,7 @@ def outside(lm: LanguageModel, dtype: torch.dtype | None = None) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_every_neuron_lies_in_its_interval(name: str, dtype: torch.dtype) -> None:
     """At every level: flat and peaked p, small and large neurons, rows with a mean, a shifted head."""
@@ -180,7 +180,7 @@ def test_every_neuron_lies_in_its_interval(name: str, dtype: torch.dtype) -> Non
             lm.final_norm.weight.mul_(gain)  # type: ignore[operator,union-attr]
             lm.unembedding.add_(common)
             if lm.head_bias is not None:
-                lm.head_bias.add_(shift)
+                lm.head_bias.add_(min(shift, torch.finfo(dtype).max / 2))
             for layer in range(lm.n_layers):
                 lm.down_weight(layer).mul_(down)
         assert max(outside(LanguageModel(lm.model.to(dtype), lm.tokenizer))) <= 0
@@ -337,7 +337,7 @@ def test_an_atlas_of_another_model_is_said_and_made_again(
     assert not caplog.messages
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_a_spread_is_at_least_what_brute_force_says_and_resumes(
     name: str, dtype: torch.dtype, tmp_path: Path

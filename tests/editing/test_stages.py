@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from acedit.editing import target
 from acedit.editing.batch import Batch, split
 from acedit.editing.keys import key_moments, keys_at
 from acedit.editing.solve import factor, inverse
@@ -142,6 +143,30 @@ def test_edits_of_a_batch_are_searched_as_if_alone() -> None:
     assert torch.allclose(both.delta[0], one.delta[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("token", ["subject", "last"])
+def test_rows_left_out_of_a_search_change_nothing(
+    model: LanguageModel, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither tokens before δ nor edits at rest: the same as running every token of every row throughout."""
+    batches = [Batch.of(model, prompts(3))]
+    settings = TargetSettings(steps=4, clamp=30.0, stop=0.0)
+    early = search(model, batches, 0, token=token, n_edits=3, settings=settings).loss
+    settings = replace(settings, steps=12, stop=float(early.median()) + 1e-3)
+    ran: list[int] = []
+    losses = _Run.losses
+    monkeypatch.setattr(_Run, "losses", lambda run, delta: ran.append(len(run.batch)) or losses(run, delta))
+    monkeypatch.setattr(target, "PADDING", 0)
+    quick = search(model, batches, 0, token=token, n_edits=3, settings=settings)
+    few = sum(ran)
+    ran.clear()
+    monkeypatch.setattr(target, "RESTING", -1.0)
+    monkeypatch.setattr(target, "PADDING", 10**6)
+    slow = search(model, batches, 0, token=token, n_edits=3, settings=settings)
+    assert few < sum(ran), "no edit came to rest"
+    assert torch.allclose(quick.delta, slow.delta, atol=1e-4)
+    assert torch.allclose(quick.loss, slow.loss, atol=1e-4)
+
+
 @pytest.mark.parametrize("spread", ["even", "root"])
 def test_sweep_reaches_its_targets_when_nothing_is_preserved(model: LanguageModel, spread: str) -> None:
     batch = Batch.of(model, prompts())
@@ -211,7 +236,7 @@ def test_what_is_kept_is_held_by_the_kl_of_eq_13() -> None:
     _, hold = run.losses(delta)
     before = batch.logits(lm).log_softmax(-1)
     hidden = run.suffix.hidden
-    moved = run.suffix.run(hidden.index_add(1, batch.subject, delta))
-    after = run.suffix.logits(batch.at_answers(moved)).log_softmax(-1)
+    moved = run.suffix.run(hidden.index_add(1, run.position, delta))
+    after = run.suffix.logits(batch.at_answers(moved, start=run.suffix.start)).log_softmax(-1)
     torch.testing.assert_close(hold, batch.row_mean((after.exp() * (after - before)).sum(-1)))
     assert (hold - batch.row_mean((before.exp() * (before - after)).sum(-1))).abs() > 1e-2

@@ -24,6 +24,20 @@ def test_gradients_reach_the_hidden_state(lm: LanguageModel) -> None:
     assert all(p.grad is None for p in lm.model.parameters())
 
 
+def test_what_stands_before_the_start_counts_in_gradients_too(lm: LanguageModel) -> None:
+    encoded = lm.encode(TEXTS)
+    pulls = []
+    for start in (0, 3):
+        suffix = Suffix(lm, encoded, 1, start=start)
+        hidden = suffix.hidden.clone().requires_grad_()
+        final = suffix.run(hidden)
+        suffix.logits(final[torch.arange(3), encoded.last - start])[:, 5].sum().backward()
+        assert hidden.grad is not None
+        pulls.append(hidden.grad[:, 3 - start :])
+    assert float(pulls[0].abs().max()) > 0
+    assert torch.allclose(*pulls, atol=1e-5 * float(pulls[0].abs().max()))
+
+
 def test_a_suffix_reads_the_weights_as_they_are() -> None:
     lm = tiny_lm("llama")
     suffix = Suffix(lm, lm.encode(TEXTS), 1)

@@ -115,9 +115,11 @@ class Batch:
         """Where a stage at `token` ("subject" or "last") writes."""
         return self.subject if token == "subject" else self.last
 
-    def at_answers(self, final: Float[Tensor, "rows seq d_model"]) -> Float[Tensor, "t d_model"]:
-        """The final residual where answers are read."""
-        return final[self.answer_row, self.answer_at]
+    def at_answers(
+        self, final: Float[Tensor, "rows seq d_model"], *, start: int = 0
+    ) -> Float[Tensor, "t d_model"]:
+        """The final residual where answers are read; start: the token that `final` begins with."""
+        return final[self.answer_row, self.answer_at - start]
 
     def logits(self, lm: LanguageModel) -> Float[Tensor, "t vocab"]:
         """What the model as it stands says where answers are read: one pass, float32 at least."""

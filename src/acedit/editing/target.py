@@ -25,6 +25,9 @@ from acedit.lm.model import LanguageModel
 from acedit.lm.suffix import Suffix
 from acedit.lm.trace import first
 
+RESTING = 0.5  # of the rows still run: fewer that move, and the others are let go
+PADDING = 32  # tokens that a row may add as padding before it begins a batch of its own
+
 
 @dataclass(frozen=True)
 class TargetSettings:
@@ -60,7 +63,7 @@ def search(
     Rows of kind `keep` are held to the model's own distribution (KL, weight `kl`), the rest are pulled
     to their answer (φ = 1; the paper's later drop to 0.1 is the stop of each edit here).
     """
-    runs = [_Run(lm, batch, layer, token, settings.attention) for batch in batches]
+    runs = _runs(lm, batches, layer, token, attention=settings.attention)
     norm = torch.zeros(n_edits, device=lm.device)
     count = torch.zeros_like(norm)
     for run in runs:
@@ -72,6 +75,7 @@ def search(
     raw = torch.zeros(parts, n_edits, lm.d_model, device=lm.device, requires_grad=True)
     adam = torch.optim.Adam([raw], lr=settings.lr)
     loss = torch.full((n_edits,), float("inf"), device=lm.device)
+    moving = torch.ones_like(loss, dtype=torch.bool)
     for _ in range(settings.steps + 1):
         delta = raw * scale
         limit = settings.clamp * norm[:, None]
@@ -88,9 +92,9 @@ def search(
             keep = keep.index_add(0, run.edit[~wants], hold[~wants])
             kept = kept.index_add(0, run.edit[~wants], torch.ones_like(hold[~wants]))
         each = nll / wanted.clamp(min=1)
-        loss = each.detach()
+        loss = torch.where(moving, each.detach(), loss)
         total = each + settings.kl * keep / kept.clamp(min=1)
-        moving = (loss > settings.stop).to(total.dtype)
+        moving = loss > settings.stop
         if not bool(moving.any()):
             break
         adam.zero_grad()
@@ -98,7 +102,12 @@ def search(
         before = raw.detach().clone()
         adam.step()
         with torch.no_grad():
-            raw.copy_(torch.where(moving[None, :, None] > 0, raw, before))
+            raw.copy_(torch.where(moving[None, :, None], raw, before))
+        # An edit at rest stays there: its rows need not run.
+        awake = [(run.batch, moving[run.edit].nonzero()[:, 0]) for run in runs]
+        if sum(len(rows) for _, rows in awake) <= RESTING * sum(len(batch) for batch, _ in awake):
+            some = [batch.pick(rows) for batch, rows in awake if len(rows)]
+            runs = [_Run(lm, batch, layer, token, settings.attention) for batch in some]
     return Targets(delta[-1].detach(), loss)
 
 
@@ -117,12 +126,39 @@ def loss_with(
     """
     total = torch.zeros(len(delta), device=lm.device)
     count = torch.zeros_like(total)
-    for batch in batches:
-        run = _Run(lm, batch, layer, token, attention=False)
+    for run in _runs(lm, batches, layer, token, attention=False):
         nll, _ = run.losses(delta[None])
         total = total.index_add(0, run.edit, nll)
         count = count.index_add(0, run.edit, torch.ones_like(nll))
     return total / count
+
+
+def _runs(
+    lm: LanguageModel, batches: Sequence[Batch], layer: int, token: str, *, attention: bool
+) -> list["_Run"]:
+    """`batches` in rows whose tokens from δ on stand much alike, since no other token is run again."""
+    return [
+        _Run(lm, batch.pick(rows), layer, token, attention)
+        for batch in batches
+        for rows in _windows(batch.positions(token), batch.encoded.lengths)
+    ]
+
+
+def _windows(start: Int[Tensor, " rows"], end: Int[Tensor, " rows"]) -> list[Int[Tensor, " picked"]]:
+    """Rows by start, a new group where one more row would pad more tokens than `PADDING`."""
+    starts, ends = start.tolist(), end.tolist()
+
+    def padding(rows: list[int]) -> int:
+        width = max(ends[i] for i in rows) - min(starts[i] for i in rows)
+        return sum(width - (ends[i] - starts[i]) for i in rows)
+
+    groups: list[list[int]] = []
+    for row in sorted(range(len(starts)), key=lambda i: starts[i]):
+        if groups and padding([*groups[-1], row]) - padding(groups[-1]) <= PADDING:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return [torch.tensor(some, device=start.device) for some in groups]
 
 
 class _Run:
@@ -131,14 +167,16 @@ class _Run:
     def __init__(self, lm: LanguageModel, batch: Batch, layer: int, token: str, attention: bool) -> None:
         self.lm, self.batch, self.layer, self.attention = lm, batch, layer, attention
         self.edit: Int[Tensor, " rows"] = batch.edits()
-        self.position = batch.positions(token)
+        # Nothing before the first δ of a batch is moved: its keys and values are taken once.
+        start = int(batch.positions(token).min())
+        self.position = batch.positions(token) - start
         self.rows = torch.arange(len(batch), device=lm.device)
         self.wants = torch.tensor([p.kind != "keep" for p in batch.prompts], device=lm.device)
-        self.suffix = Suffix(lm, batch.encoded, layer if attention else layer + 1)
-        after = self.suffix if not attention else Suffix(lm, batch.encoded, layer + 1)
+        self.suffix = Suffix(lm, batch.encoded, layer if attention else layer + 1, start=start)
+        after = self.suffix if not attention else Suffix(lm, batch.encoded, layer + 1, start=start)
         self.at = after.hidden[self.rows, self.position].float()
         with torch.no_grad():
-            own = batch.at_answers(self.suffix.run())
+            own = batch.at_answers(self.suffix.run(), start=start)
             self.reference = self.suffix.logits(own).log_softmax(-1)
 
     def _place(self, delta: Tensor, like: Tensor) -> Tensor:
@@ -153,7 +191,7 @@ class _Run:
         else:
             hidden = self.suffix.hidden
             final = self.suffix.run(hidden + self._place(delta[0], hidden))
-        logits = self.suffix.logits(self.batch.at_answers(final))
+        logits = self.suffix.logits(self.batch.at_answers(final, start=self.suffix.start))
         hold = F.kl_div(self.reference, logits.log_softmax(-1), log_target=True, reduction="none")
         return self.batch.nll(logits), self.batch.row_mean(hold.sum(-1))
 

@@ -695,13 +695,29 @@ class LanguageModel:
                 losses[i] = float(F.cross_entropy(logits, wanted))
         return losses
 
-    def run_backbone(self, encoded: Encoded) -> Float[Tensor, "batch seq d_model"]:
-        """One forward pass of a right-padded batch without the head; the result is final-normed."""
+    def run_backbone(
+        self, encoded: Encoded, *, past: DynamicCache | None = None
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """One forward pass of a right-padded batch without the head; the result is final-normed.
+
+        past: keys and values of tokens before these (`remember`), which grows by these.
+        """
         # Causal attention never looks right, so padding on the right needs no mask. A mask would
         # cost the fused causal kernel, and leave sliding windows with nothing to look at (NaN).
         everything = torch.ones_like(encoded.attention_mask)
-        out = self.backbone(input_ids=encoded.input_ids, attention_mask=everything, use_cache=False)
+        before: dict[str, Any] = {"use_cache": False}
+        if past is not None:
+            earlier = everything.new_ones(len(encoded), past.get_seq_length())
+            everything = torch.cat([earlier, everything], dim=1)
+            before = {"use_cache": True, self._cache_name: past}
+        out = self.backbone(input_ids=encoded.input_ids, attention_mask=everything, **before)
         return cast(Tensor, out[0]).to(self.device)  # the last block may lie elsewhere
+
+    def remember(self, input_ids: Int[Tensor, "batch seq"]) -> DynamicCache:
+        """Keys and values of these tokens, none of which is padding."""
+        past = DynamicCache()
+        self.run_backbone(Encoded(input_ids, torch.ones_like(input_ids)), past=past)
+        return past
 
     def generate(
         self,
@@ -766,10 +782,7 @@ class LanguageModel:
         if length < _PREFIX or len(rows) == 1 or self._slides:
             return None
         ids = torch.tensor([list(rows[0][:length])], device=self.device)
-        cache = DynamicCache()
-        mask = torch.ones_like(ids)
-        self.backbone(input_ids=ids, attention_mask=mask, use_cache=True, **{self._cache_name: cache})
-        return _Prefix(tuple(rows[0][:length]), cache)
+        return _Prefix(tuple(rows[0][:length]), self.remember(ids))
 
     @cached_property
     def _cache_name(self) -> str:
