@@ -1,39 +1,47 @@
-"""Certified top value neurons against scoring every neuron, and against a gradient approximation.
+"""Certified top value neurons against scoring every neuron, and against gradients.
 
     python benchmarks/attribution.py --vocab 50000 --neurons 3072 --d-model 1024 --layers 12
 
     python benchmarks/attribution.py --vocab 151936 --neurons 12288 --d-model 4096 --layers 36 --heads 32 \
         --dtype bfloat16 --prompts 1 --k 10 --reference-layers 0     # the shape of Qwen3-8B, in 24 GiB
 
-A random Qwen3 of the given shape. Three ways to the k best neurons of every layer, for the same prompts, on
+A random Qwen3 of the given shape. Four ways to the k best neurons of every layer, for the same prompts, on
 the same machine, in turn:
   textbook   every neuron's distribution, the N × V product a layer (`value.log_increase`), on some layers
   certified  `certified.certified_top`, spread measured before (its time is printed), all layers
-  gradient   activation × gradient of log p(w) at the final residual (EAP-like): fast, not Eq. 9
-Printed: time a layer and prompt and its ratio, prompts at which the spread is paid for, peak memory, neurons
-scored exactly, whether set and order are the same (apart: by how much the textbook's float32 scores differ,
-rank for rank, at most), and how the gradient's ranking compares. `--sharp` scales the head, so that p is
-peaked. The prompts are the bundled tokenizer's, so the vocabulary has at least its 4,096 tokens.
+  gradient   activation × gradient of log p(w) through the model, one pass back for all layers (as EAP has it)
+  linear     activation × gradient of log p(w) at the final residual: Eq. 9 to first order
+Printed: time a layer and prompt and its ratio, prompts at which the spread is paid for, neurons scored
+exactly, whether set and order are those of the textbook way (its best scored again in float64, of its own
+trace; apart: by how much scores differ at most), and how far the gradients' rankings agree. Peak memory is
+what one round takes beyond the model, in a process of its own: of the textbook way one prompt and layer.
+`--sharp` scales the head, so that p is peaked.
 """
 
 import argparse
+import ctypes
 import json
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-import acedit
 from acedit.attribution.certified import Certified, certified_top
 from acedit.attribution.spread import measure_spread
 from acedit.attribution.value import ffn_vectors, log_increase
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import trace
+
+NEAR = 64  # neurons beyond the k-th that are scored again in float64
 
 PROMPTS = [
     "The capital of France is",
@@ -77,7 +85,18 @@ def random_model(args: argparse.Namespace) -> LanguageModel:
         model = Qwen3ForCausalLM._from_config(config).eval()
     with torch.no_grad():
         model.model.norm.weight.mul_(args.sharp)
-    return LanguageModel(model, acedit.load("bundled").tokenizer)
+    return LanguageModel(model, tokenizer())
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A small byte-level one, so that vocabularies may be small too."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1500, special_tokens=["<end>"], initial_alphabet=alphabet)
+    made.train_from_iterator([f"{p} {a}" for p, a in zip(PROMPTS, ANSWERS, strict=True)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", pad_token="<end>")
 
 
 def textbook(lm: LanguageModel, layers: list[int], prompts: int) -> dict[tuple[int, int], Tensor]:
@@ -93,7 +112,16 @@ def textbook(lm: LanguageModel, layers: list[int], prompts: int) -> dict[tuple[i
     return scores  # its time holds one trace of all layers, under 1% of it
 
 
-def gradient(lm: LanguageModel, layers: list[int], prompts: int) -> dict[tuple[int, int], Tensor]:
+def again(lm: LanguageModel, layer: int, i: int, neurons: Tensor) -> Tensor:
+    """The textbook way's scores of some neurons in float64, of its own float32 trace."""
+    t = trace(lm, PROMPTS[: i + 1])
+    at = int(t.encoded.last[i])
+    base = (t.residual[layer, i, at] + t.attention[layer, i, at]).double()
+    vectors = ffn_vectors(lm, t, layer, i, at)[neurons].double()
+    return log_increase(lm, base, vectors, t.residual[-1, i, at].double(), lm.token_ids(ANSWERS[i])[0])
+
+
+def linear(lm: LanguageModel, layers: list[int], prompts: int) -> dict[tuple[int, int], Tensor]:
     t = trace(lm, PROMPTS[:prompts])
     scores = {}
     for i, answer in enumerate(ANSWERS[:prompts]):
@@ -106,6 +134,36 @@ def gradient(lm: LanguageModel, layers: list[int], prompts: int) -> dict[tuple[i
     return scores
 
 
+@torch.enable_grad()
+def gradient(lm: LanguageModel, layers: list[int], prompts: int) -> dict[tuple[int, int], Tensor]:
+    kept: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[[object, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        def hook(_: object, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            kept[layer] = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
+            return (kept[layer], *args[1:])
+
+        return hook
+
+    encoded = lm.encode(PROMPTS[:prompts])
+    every = range(min(layers), lm.n_layers)
+    handles = [lm.down(layer).register_forward_pre_hook(keep(layer)) for layer in every]
+    try:
+        final = lm.run_backbone(encoded)
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = torch.arange(prompts, device=final.device)
+    log_p = lm.head_logits(final[rows, encoded.last]).log_softmax(-1)
+    wanted = torch.tensor([lm.token_ids(answer)[0] for answer in ANSWERS[:prompts]], device=final.device)
+    pulls = torch.autograd.grad(log_p[rows, wanted].sum(), [kept[layer] for layer in layers])
+    return {
+        (layer, i): (kept[layer] * pull)[i, encoded.last[i]].detach().float()
+        for layer, pull in zip(layers, pulls, strict=True)
+        for i in range(prompts)
+    }
+
+
 def ranks(x: Tensor) -> Tensor:
     """Ranks from 0, those that are alike sharing their mean."""
     _, group, count = x.unique(return_inverse=True, return_counts=True)
@@ -114,17 +172,6 @@ def ranks(x: Tensor) -> Tensor:
 
 def spearman(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1])
-
-
-def reset_peak() -> int:
-    """Forget the high-water mark of this process; its resident memory now, KiB (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
-
-
-def status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def clock(work: object, repeats: int, device: str) -> tuple[float, object]:
@@ -142,53 +189,101 @@ def clock(work: object, repeats: int, device: str) -> tuple[float, object]:
 
 @dataclass(frozen=True)
 class Others:
-    """Both other ways on some layers and prompts: their scores and their seconds a layer and prompt."""
+    """The other ways on some layers and prompts: their scores and their seconds a layer and prompt."""
 
     textbook: dict[tuple[int, int], Tensor]
-    textbook_s: float
-    textbook_peak: int  # KiB
-    gradient: dict[tuple[int, int], Tensor]
-    gradient_s: float
+    approximate: dict[str, dict[tuple[int, int], Tensor]]
+    seconds: dict[str, float]
 
     @classmethod
     def of(cls, lm: LanguageModel, picked: list[int], units: int, device: str) -> "Others":
-        before = reset_peak()
-        slow, scores = clock(lambda: textbook(lm, picked, units), 1, device)
-        peak = status("VmHWM") - before
-        quick, approximate = clock(lambda: gradient(lm, picked, units), 1, device)
         each = len(picked) * units
-        return cls(scores, slow / each, peak, approximate, quick / each)  # type: ignore[arg-type]
+        slow, scores = clock(lambda: textbook(lm, picked, units), 1, device)
+        seconds, approximate = {"textbook": slow / each}, {}
+        for way in (gradient, linear):
+            whole = list(range(lm.n_layers)) if way is gradient else picked
+            took, found = clock(lambda way=way, whole=whole: way(lm, whole, units), 1, device)
+            seconds[way.__name__], approximate[way.__name__] = took / units / len(whole), found
+        return cls(scores, approximate, seconds)  # type: ignore[arg-type]
 
-    def beside(self, found: list[tuple[Certified, ...]], k: int, certified_s: float) -> dict[str, float]:
+    def beside(
+        self, lm: LanguageModel, found: list[tuple[Certified, ...]], k: int, certified_s: float
+    ) -> dict[str, object]:
         """What they take and agree on, against what was `found` in `certified_s`."""
-        same = overlap = 0
+        order = sets = 0
         apart = 0.0
-        rank = []
+        overlap: dict[str, list[float]] = {name: [] for name in self.approximate}
+        rank: dict[str, list[float]] = {name: [] for name in self.approximate}
         for (layer, i), exact in self.textbook.items():
-            mine = [n.index for n in found[i][layer].neurons]
-            best = exact.topk(k)
-            same += mine == best.indices.tolist()
-            apart = max(apart, float((exact[mine] - best.values).abs().max()))
-            other = self.gradient[layer, i]
-            overlap += len(set(other.topk(k).indices.tolist()) & set(mine))
-            rank.append(spearman(other, exact))
-        return {
-            "textbook_s": self.textbook_s,
-            "ratio": self.textbook_s / certified_s,
-            "same_order": same,
-            "compared": len(rank),
+            part = found[i][layer]
+            mine = [n.index for n in part.neurons]
+            near = exact.topk(min(k + NEAR, len(exact))).indices
+            scores = again(lm, layer, i, near)
+            best = scores.topk(k)
+            order += mine == near[best.indices].tolist()
+            sets += set(mine) == set(near[best.indices].tolist())
+            ours = torch.tensor([n.score for n in part.neurons], dtype=best.values.dtype)
+            apart = max(apart, float((ours - best.values.cpu()).abs().max()))
+            for name, others in self.approximate.items():
+                other = others[layer, i]
+                overlap[name].append(len(set(other.topk(k).indices.tolist()) & set(mine)) / k)
+                rank[name].append(spearman(other, exact))
+        row: dict[str, object] = {
+            "textbook_s": self.seconds["textbook"],
+            "ratio": self.seconds["textbook"] / certified_s,
+            "same_set": sets,
+            "same_order": order,
+            "compared": len(self.textbook),
             "apart_nats": apart,
-            "gradient_s": self.gradient_s,
-            "gradient_overlap": overlap / k / len(rank),
-            "gradient_spearman": sum(rank) / len(rank),
-            "peak_mib_textbook": self.textbook_peak / 1024,
         }
+        for name in self.approximate:
+            row[f"{name}_s"] = self.seconds[name]
+            row[f"{name}_overlap"] = sum(overlap[name]) / len(overlap[name])
+            row[f"{name}_spearman"] = sum(rank[name]) / len(rank[name])
+        return row
+
+
+def peaks(args: argparse.Namespace, ways: list[str], cache: str) -> dict[str, float]:
+    """MiB that each way takes at its peak beyond the model, each in a process of its own."""
+    given = [arg for arg in sys.argv[1:] if arg != "--out" and arg != args.out]
+    found = {}
+    for way in ways:
+        command = [sys.executable, __file__, *given, "--peak-of", way, "--cache", cache]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        found[f"peak_mib_{way}"] = float(done.stdout)
+    return found
+
+
+def beyond(work: Callable[[], None]) -> float:
+    """MiB that a process of nothing else comes to need for `work` (Linux, glibc)."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    work()
+    return (status("VmHWM") - before) / 1024
+
+
+def status(field: str) -> int:
+    """KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def one_round(lm: LanguageModel, args: argparse.Namespace, picked: list[int], units: int) -> None:
+    """The way whose peak is asked, once."""
+    if args.peak_of == "certified":
+        spread = measure_spread(lm, cache_dir=Path(args.cache))  # from disk
+        certified_top(lm, PROMPTS, ANSWERS, k=max(args.k), spread=spread)
+    elif args.peak_of == "textbook":
+        textbook(lm, picked[:1], 1)
+    elif args.peak_of == "gradient":
+        gradient(lm, list(range(lm.n_layers)), units)
 
 
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--vocab", type=int, default=50_000)
+    parser.add_argument("--vocab", type=int, default=50_000, help="2,000 at least")
     parser.add_argument("--neurons", type=int, default=3072)
     parser.add_argument("--d-model", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=12)
@@ -196,46 +291,54 @@ def main() -> None:
     parser.add_argument("--reference-layers", type=int, default=2, help="layers the textbook way is timed on")
     parser.add_argument("--reference-prompts", type=int, default=16, help="prompts it is timed on")
     parser.add_argument("--k", type=int, nargs="+", default=[10, 100])
-    parser.add_argument("--prompts", type=int, default=4, help="asked together, at most 16")
+    parser.add_argument("--prompts", type=int, default=16, help="asked together, at most 16")
     parser.add_argument("--sharp", type=float, default=1.0)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", help="append a JSON line here")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument("--cache", help=argparse.SUPPRESS)
     args = parser.parse_args()
     lm = random_model(args)
     del PROMPTS[args.prompts :], ANSWERS[args.prompts :]
-    with tempfile.TemporaryDirectory() as folder:
-        lm.fingerprint  # noqa: B018  its time is the model's, not the spread's
-        spread_time, spread = clock(lambda: measure_spread(lm, cache_dir=Path(folder)), 1, args.device)
+    units = len(PROMPTS)
+    referred = min(args.reference_prompts, units)
     picked = [
         round(i * (args.layers - 1) / max(1, args.reference_layers - 1)) for i in range(args.reference_layers)
     ]
-    units = len(PROMPTS)
-    rows, results = [], []
-    for k in args.k:
-        before = reset_peak()
-        fast, found = clock(
-            lambda k=k: certified_top(lm, PROMPTS, ANSWERS, k=k, spread=spread), args.repeats, args.device
-        )
-        results.append(found)
-        rows.append(
-            {
-                "vocab": args.vocab, "neurons": args.neurons, "d_model": args.d_model, "layers": args.layers,
-                "prompts": units, "dtype": args.dtype, "device": args.device, "sharp": args.sharp, "k": k,
-                "certified_s": fast / args.layers / units,
-                "rescored": sum(p.rescored for parts in found for p in parts) / units / args.layers,  # type: ignore[attr-defined]
-                "spread_s": spread_time,
-                "peak_mib_certified": (status("VmHWM") - before) / 1024,
-                "peak_mib_process": status("VmHWM") / 1024,
-            }
-        )  # fmt: skip
-    if picked:
-        others = Others.of(lm, picked, min(args.reference_prompts, units), args.device)
-        for row, found in zip(rows, results, strict=True):
-            row |= others.beside(found, row["k"], row["certified_s"])  # type: ignore[arg-type]
-            saved = (row["textbook_s"] - row["certified_s"]) * args.layers
-            row["break_even_prompts"] = spread_time / max(1e-9, saved)
+    if args.peak_of:
+        print(beyond(lambda: one_round(lm, args, picked, units)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        lm.fingerprint  # noqa: B018  its time is the model's, not the spread's
+        spread_time, spread = clock(lambda: measure_spread(lm, cache_dir=Path(folder)), 1, args.device)
+        rows, results = [], []
+        for k in args.k:
+            fast, found = clock(
+                lambda k=k: certified_top(lm, PROMPTS, ANSWERS, k=k, spread=spread), args.repeats, args.device
+            )
+            results.append(found)
+            rows.append(
+                {
+                    "vocab": args.vocab, "neurons": args.neurons, "d_model": args.d_model,
+                    "layers": args.layers, "prompts": units, "dtype": args.dtype, "device": args.device,
+                    "sharp": args.sharp, "k": k,
+                    "certified_s": fast / args.layers / units,
+                    "rescored": sum(p.rescored for parts in found for p in parts) / units / args.layers,  # type: ignore[attr-defined]
+                    "spread_s": spread_time,
+                }
+            )  # fmt: skip
+        if picked:
+            others = Others.of(lm, picked, referred, args.device)
+            for row, found in zip(rows, results, strict=True):
+                row |= others.beside(lm, found, row["k"], row["certified_s"])  # type: ignore[arg-type]
+                saved = (row["textbook_s"] - row["certified_s"]) * args.layers
+                row["break_even_prompts"] = spread_time / max(1e-9, saved)
+        if args.device == "cpu":
+            del lm
+            used = peaks(args, ["certified", *(["textbook", "gradient"] if picked else [])], folder)
+            rows = [row | used for row in rows]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     print(lines, end="")
     if args.out:

@@ -24,6 +24,7 @@ from acedit.attribution.query import query_scores
 from acedit.attribution.spread import measure_spread
 from acedit.attribution.value import (
     Neuron,
+    Reading,
     attention_subvalue_scores,
     layer_scores,
     log_increase,
@@ -33,7 +34,7 @@ from acedit.attribution.value import (
 from acedit.errors import UserError
 from acedit.lm.families import FAMILIES
 from acedit.lm.model import LanguageModel
-from acedit.lm.trace import trace
+from acedit.lm.trace import Trace, trace
 from tests.editing.test_patch import patch_for
 from tests.tiny import byte_tokenizer, tiny_lm, tiny_model
 
@@ -141,12 +142,8 @@ def _same(scores: Tensor, first: int, part: object, near: float) -> None:
     assert part.rest >= float(values[k]) - near  # type: ignore[attr-defined]
 
 
-def outside(lm: LanguageModel, dtype: torch.dtype | None = None) -> list[float]:
-    """How far beyond its interval a neuron's true score (float64, of the same trace) lies at most, by level.
-
-    dtype: what the board is worked out under (autocast)."""
-    encoded, (at,) = readings(lm, PROMPTS[:1], ANSWERS[:1])
-    t = trace(lm, encoded)
+def true_scores(lm: LanguageModel, t: Trace, at: Reading) -> Tensor:
+    """Every neuron's score in float64, of what a trace recorded: (layers, n_neurons)."""
     true = []
     for layer in range(lm.n_layers):
         m = t.coefficients[layer, at.row, at.position].double()
@@ -156,7 +153,16 @@ def outside(lm: LanguageModel, dtype: torch.dtype | None = None) -> list[float]:
         base = base + t.attention[layer, at.row, at.position].double()
         last = t.residual[-1, at.row, at.position].double()
         true.append(log_increase(lm, base, v, last, at.token))
-    score = torch.stack(true)
+    return torch.stack(true)
+
+
+def outside(lm: LanguageModel, dtype: torch.dtype | None = None) -> list[float]:
+    """How far beyond its interval a neuron's true score (float64, of the same trace) lies at most, by level.
+
+    dtype: what the board is worked out under (autocast)."""
+    encoded, (at,) = readings(lm, PROMPTS[:1], ANSWERS[:1])
+    t = trace(lm, encoded)
+    score = true_scores(lm, t, at)
     where = _Readings(*(torch.tensor([x]) for x in (at.row, at.position, at.token, at.source)))
     with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         board = _Board(lm, measure_spread(lm), t, where, 1)
@@ -168,6 +174,48 @@ def outside(lm: LanguageModel, dtype: torch.dtype | None = None) -> list[float]:
             found.append(float((beyond - 1e-12 * (1 + score.abs())).max()))
     assert bool(torch.isfinite(board.low + board.high).all())
     return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    name=st.sampled_from(["qwen3", "gpt2", "gemma2"]),
+    gain=st.sampled_from([0.01, 1.0, 20.0, 300.0]),
+    size=st.sampled_from([1e-4, 1.0, 30.0]),
+    repeated=st.integers(0, 24),
+    silent=st.integers(0, 24),
+    k=st.integers(1, 48),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_the_k_best_are_those_of_float64_whatever_the_weights(
+    seed: int, name: str, gain: float, size: float, repeated: int, silent: int, k: int, dtype: torch.dtype
+) -> None:
+    """Flat and peaked p, small and huge subvalues, repeated neurons and silent ones."""
+    lm = tiny_lm(name, seed=seed)
+    with torch.no_grad():
+        lm.final_norm.weight.mul_(gain)  # type: ignore[operator,union-attr]
+        for layer in range(lm.n_layers):
+            subvalues = lm.subvalues(layer)
+            subvalues.mul_(size)
+            read = [half for half in lm._halves(layer) if half is not None]
+            bias = getattr(lm.up(layer), "bias", None)
+            for rows in (subvalues, *read, *([] if bias is None else [bias])):
+                rows[48 - repeated :] = rows[:repeated].clone()
+            subvalues[:silent] = 0
+    lm = LanguageModel(lm.model.to(dtype), lm.tokenizer)
+    encoded, (at,) = readings(lm, PROMPTS[:1], ANSWERS[:1])
+    true = true_scores(lm, trace(lm, encoded), at)
+    (found,) = certified_top(lm, PROMPTS[:1], ANSWERS[:1], k=k)
+    for layer, part in enumerate(found):
+        best = true[layer].sort(descending=True)
+        mine = [n.index for n in part.neurons]
+        off = 1e-9 * (1 + float(best.values.abs().max()))
+        assert true[layer, mine].tolist() == pytest.approx(best.values[:k].tolist(), abs=off)
+        tied = {index for chain in part.ties for _, index in chain}
+        assert set(mine) - tied == set(best.indices[:k].tolist()) - tied
+        gaps = best.values[:-1] - best.values[1:]
+        if float(gaps[:k].min() if k < 48 else gaps.min()) > 100 * off:
+            assert mine == best.indices[:k].tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
