@@ -163,6 +163,8 @@ def test_locate_edit_ask_evaluate(run: Run, model_dir: Path, edits_file: Path, t
     scores = [n["score"] for n in found["value_neurons"]]
     assert scores == sorted(scores, reverse=True)
     assert "Top value neurons" in out
+    for said in ("3/3 layers measured, once a model", "3/3 layers tried for a v* at the subject token"):
+        assert said in err
     assert "<!doctype html>" in (tmp_path / "p.html").read_text("utf-8")
 
     made, record = tmp_path / "made", tmp_path / "edit.json"

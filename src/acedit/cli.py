@@ -484,7 +484,7 @@ def _locate(args: argparse.Namespace) -> None:
     if not known:
         progress.say("no known facts given: looking with single-hop prompts only")
     progress.say(f"attributing {len(edits)} edits over {lm.n_layers} layers")
-    where = locate(lm, edits, known=known, top=args.top, seed=args.seed)
+    where = locate(lm, edits, known=known, top=args.top, seed=args.seed, progress=progress.count)
     print("Layers\n" + text.layer_bars(where.layers, where.plan))
     for stage, reason in where.plan.reason.items():
         print(f"  {stage}: {reason}")
@@ -552,6 +552,7 @@ def _study(args: argparse.Namespace) -> None:
         per_category=args.per_category,
         seed=args.seed,
         say=progress.say,
+        count=progress.count,
         category_of=category_of,
     )
     found = {}

@@ -72,6 +72,7 @@ def test_the_study_of_a_command_is_one_page(run: Run, tmp_path: Path) -> None:
     assert code == 0, err
     page = (tmp_path / "s" / "page.html").read_text("utf-8")
     assert f"on one page: {tmp_path / 's' / 'page.html'}" in out
+    assert "9/9 layers measured, once a model" in err
     for finding in json.loads((tmp_path / "s" / "accumulate" / "data.json").read_text())["findings"]:
         assert finding["claim"] in out
         assert finding["claim"].replace("'", "&#39;") in page.replace("&#x27;", "&#39;")

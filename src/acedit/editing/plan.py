@@ -4,12 +4,14 @@ where = locate(lm, edits, known=facts)
 plan = find_plan(lm, edits, prompts)
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 from acedit.attribution.layers import spaced
 from acedit.attribution.locate import Location, locate_with
 from acedit.attribution.plan import Plan, Reach
+from acedit.attribution.spread import measure_spread
 from acedit.editing.batch import split
 from acedit.editing.target import TargetSettings, loss_with, search
 from acedit.errors import UserError
@@ -22,21 +24,30 @@ SAMPLED = 4  # edits whose reach is measured,
 PROMPTS = 6  # on so many of their prompts
 
 
-def reach_of(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> Reach:
+Progress = Callable[[int, int, str], None]
+
+
+def reach_of(
+    lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], *, progress: Progress | None = None
+) -> Reach:
     """The loss of v* on prompts it was not searched on, by layer and edit, for both stages of an edit.
 
     At most `SAMPLED` edits, spread over the batch. v* is searched on every other prompt of an edit, and
-    asked on the rest (on the same where there is but one).
+    asked on the rest (on the same where there is but one). progress: told layers done, in all, and of what.
     """
+    single, lead = ([p for p in prompts if p.kind == kind] for kind in ("single", "lead"))
     return Reach(
-        _held_loss(lm, edits, [p for p in prompts if p.kind == "single"], "subject"),
-        _held_loss(lm, edits, [p for p in prompts if p.kind == "lead"], "last")
-        or _held_loss(lm, edits, [p for p in prompts if p.kind == "single"], "last"),
+        _held_loss(lm, edits, single, "subject", progress),
+        _held_loss(lm, edits, lead, "last", progress) or _held_loss(lm, edits, single, "last", progress),
     )
 
 
 def _held_loss(
-    lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], token: str
+    lm: LanguageModel,
+    edits: Sequence[Edit],
+    prompts: Sequence[Prompt],
+    token: str,
+    progress: Progress | None,
 ) -> list[list[float]]:
     sampled = spaced([i for i in range(len(edits)) if any(p.edit == i for p in prompts)], SAMPLED)
     searched, held = [], []
@@ -51,6 +62,8 @@ def _held_loss(
     for layer in range(lm.n_layers):
         found = search(lm, batches, layer, token=token, n_edits=len(sampled), settings=REACH)
         losses.append(loss_with(lm, asked, layer, found.delta, token=token).tolist())
+        if progress is not None:
+            progress(layer + 1, lm.n_layers, f"layers tried for a v* at the {token} token")
     return losses
 
 
@@ -62,16 +75,21 @@ def locate(
     top: int = 20,
     exclude: Collection[str] = (),
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Location:
     """Where the model keeps what `edits` change (at least one): neurons, layers, plan.
 
-    known: facts that supply multi-hop prompts; without them single-hop prompts serve. Raises UserError
-    for no edits, or subjects that cannot be found in their prompts.
+    known: facts that supply multi-hop prompts; without them single-hop prompts serve. progress: told layers
+    done, in all, and of what. Raises UserError for no edits, or subjects that cannot be found in their
+    prompts.
     """
     if not edits:
         raise UserError("there are no edits to locate: give at least one")
     prompts = Composer(edits, known, exclude=exclude, seed=seed).prompts()
-    return locate_with(lm, edits, prompts, top=top, reach_of=reach_of)
+    if progress is not None:
+        told = progress
+        measure_spread(lm, progress=lambda done, of: told(done, of, "layers measured, once a model"))
+    return locate_with(lm, edits, prompts, top=top, reach_of=partial(reach_of, progress=progress))
 
 
 def find_plan(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> Plan:

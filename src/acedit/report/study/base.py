@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from acedit.attribution.atlas import Atlas, build_atlas
+from acedit.attribution.spread import measure_spread
 from acedit.benchmark.score import matches
 from acedit.errors import UserError
 from acedit.knowledge.compose import asked, chain_question
@@ -63,6 +65,11 @@ class Setting:
     seed: int = 0
     say: Callable[[str], None] = lambda _: None
     named: tuple[str, ...] = tuple(CATEGORIES)
+    count: Callable[[int, int, str], None] = lambda *_: None
+
+    def atlas(self) -> Atlas:
+        """The model's atlas, told of while it is made."""
+        return build_atlas(self.lm, progress=lambda done, of: self.count(done, of, "layers of the atlas"))
 
     @property
     def reasoned(self) -> tuple[tuple[Question, ...], str]:
@@ -136,12 +143,14 @@ def setting_of(
     per_category: int = 25,
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
+    count: Callable[[int, int, str], None] = lambda *_: None,
     category_of: Callable[[Fact], str | None] | None = None,
 ) -> Setting:
     """At most `per_category` questions and as many two-hop questions a category that the model answers right.
 
     category_of: a fact's category, None for one that is not studied; the paper's by relation id if not
-    given. Raises UserError where the model answers none.
+    given. count: told layers done and in all while what attribution needs once a model is made. Raises
+    UserError where the model answers none.
     """
     rng = random.Random(f"{seed}/study")
     own = {relation: name for name, ids in CATEGORIES.items() for relation in ids}
@@ -153,7 +162,7 @@ def setting_of(
             rows[name].append(Question(fact.prompt.format(fact.subject), fact.object, fact.aliases, name))
     names = tuple(CATEGORIES) if category_of is None else tuple(sorted(rows))
     say("asking single-hop questions")
-    kept, count = _answered(lm, rows, names, per_category, rng)
+    kept, asked_of = _answered(lm, rows, names, per_category, rng)
     if not kept:
         raise UserError(
             "the model answers none of the questions right, so there is nothing to study: give facts it "
@@ -161,7 +170,8 @@ def setting_of(
         )
     say("asking two-hop questions")
     chains, _ = _answered(lm, _two_hops(facts, by_relation, rng), names, per_category, rng)
-    return Setting(lm, kept, count, chains, seed, say, names)
+    measure_spread(lm, progress=lambda done, of: count(done, of, "layers measured, once a model"))
+    return Setting(lm, kept, asked_of, chains, seed, say, names, count)
 
 
 def _answered(

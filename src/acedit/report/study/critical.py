@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from acedit.attribution.ablate import ablated
-from acedit.attribution.atlas import Atlas, build_atlas
+from acedit.attribution.atlas import Atlas
 from acedit.attribution.certified import certified_top
 from acedit.attribution.layers import signs, spaced
 from acedit.attribution.value import Neuron
@@ -25,7 +25,7 @@ def run(setting: Setting) -> Result:
     The others are each the nearest in score to a spelling one. `SAMPLES` answers are
     drawn from p(first token), seeded, over all questions.
     """
-    lm, atlas = setting.lm, build_atlas(setting.lm)
+    lm, atlas = setting.lm, setting.atlas()
     questions = spaced(setting.questions, MOST)
     setting.say(f"neurons that spell the answers of {len(questions)} questions")
     every = certified_top(

@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import Any
 
-from acedit.attribution.atlas import build_atlas
 from acedit.attribution.layers import signs, spaced, value_and_query
 from acedit.attribution.value import top_neurons
 from acedit.report.charts import chart
@@ -19,7 +18,7 @@ def run(setting: Setting) -> Result:
 
     A neuron counts as interpretable if one of its ten top tokens starts an answer of the questions' category.
     """
-    lm, atlas = setting.lm, build_atlas(setting.lm)
+    lm, atlas = setting.lm, setting.atlas()
     questions = spaced(setting.questions, MOST)
     setting.say(f"value and query neurons of {len(questions)} questions")
     prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
