@@ -120,8 +120,12 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--methods", nargs="+", default=["pmet", "ace", "ft-same"])
+    parser.add_argument("--rank", type=int, help="cut each method's update to this rank, as acedit edit does")
     args = parser.parse_args()
-    print(table(rows_of(args, {name: methods()[name] for name in args.methods})))
+    chosen = [methods()[name] for name in args.methods]
+    if args.rank is not None:
+        chosen = [method.narrowed(args.rank) for method in chosen]
+    print(table(rows_of(args, {method.name: method for method in chosen})))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent.parent
 SHOWN = 6  # of the demo's answers
 COLUMNS = (
     ("batch25.json", "ace", "25 at once"),
+    ("rank32.json", "ace-r32", "25 at once"),
     ("batch25.json", "ft-same", "25 at once"),
     ("batch25.json", "pmet", "25 at once"),
     ("batch25.json", "ace-value", "25 at once"),

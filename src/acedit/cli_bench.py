@@ -61,7 +61,11 @@ def add_bench(
         help="cases with so many edits (a file's all; fresh ones 1)",
     )
     bench.add_argument(
-        "--at-once", metavar="N", type=_at_once, default=1, help="cases edited together, or 'all' (1)"
+        "--at-once",
+        metavar="N,N",
+        type=_at_once,
+        default=[1],
+        help="cases edited together, or 'all' (1); several such numbers in turn",
     )
     bench.add_argument(
         "--sequence",
@@ -112,9 +116,9 @@ def add_bench(
     export.set_defaults(run=_bench_export, out_is_file=True)
 
 
-def _at_once(text: str) -> int | None:
+def _at_once(text: str) -> list[int | None]:
     convert: Any = whole(1)
-    return None if text == "all" else int(convert(text))
+    return [None if part == "all" else int(convert(part)) for part in text.split(",")]
 
 
 def _wholes(low: int, high: int | None = None) -> Any:
@@ -136,7 +140,7 @@ def _bench(args: argparse.Namespace) -> None:
     if not args.out:
         raise UserError("--out is missing: name a folder for the run")
     check_outputs(args)
-    if args.sequence and args.at_once != 1:
+    if args.sequence and args.at_once != [1]:
         raise UserError("--sequence edits one case after the other: leave out --at-once")
     chosen = []
     for name in args.methods:
@@ -285,15 +289,15 @@ def _bench_show(args: argparse.Namespace) -> None:
 
     check_outputs(args)
     rows = _rows(args.folders)
-    found = {**tables.all_tables(rows), "costs": tables.costs(rows)}
+    found = {**tables.all_tables(rows), "costs": tables.costs(rows.fewest)}
     best = [m for m in rows.methods if m != "base" and "-skip-" not in m]
     best.sort(key=lambda m: m == "ace")
     if len(best) > 1 and not rows.steps:
         against = {f"{best[-1]} - {m}": m for m in best[:-1]}
         found["paired"] = tables.comparison(
             f"Differences (% points): {best[-1]} less each other method",
-            {name: rows.of(best[-1]) for name in against},
-            {name: rows.of(m) for name, m in against.items()},
+            {name: rows.fewest.of(best[-1]) for name in against},
+            {name: rows.fewest.of(m) for name, m in against.items()},
             rows.cases,
         )
     for table in found.values():
@@ -333,7 +337,7 @@ def _bench_tables(args: argparse.Namespace) -> None:
     curve = tables.degradation(rows)
     if curve:
         spec = chart(
-            "Scores after so many cases, edited one after the other",
+            "Scores by the number of cases edited",
             curve,
             {"type": "line", "point": True},
             x={"field": "cases", "type": "quantitative"},
@@ -365,6 +369,9 @@ def _bench_compare(args: argparse.Namespace) -> None:
             f"{args.folder} and {args.other} share no step of a sequence; nothing can be compared"
         )
     step = steps[-1] if steps else None
+    number = next((n for n in one.at_once if n in two.at_once), None)
+    if number is not None:
+        one, two = one.at(number), two.at(number)
     shared = [m for m in one.methods if m in two.methods]
     if not shared or not alike:
         raise UserError(

@@ -232,6 +232,45 @@ def test_strict_says_how_many_cases_it_leaves_out(tmp_path: Path, lm: LanguageMo
     assert Store.read(tmp_path).meta("left_out") == 4 - len(kept)
 
 
+def test_the_same_cases_are_edited_by_several_numbers_at_once(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path
+) -> None:
+    """As runs of their own would be, in one table; as many at once as there are is all of them."""
+    ways = {"lm": lm, "methods": [method("memit")]}
+    run(job, cases, folder=tmp_path / "all", at_once=[1, 2, 3, None], **ways)  # type: ignore[arg-type]
+    rows = tables.load(Store.read(tmp_path / "all"))
+    assert rows.at_once == (1, 2, 3)
+    assert [outcome.facts for _, outcome in rows.units] == [1, 1, 1, 2, 1, 3]
+    for number in rows.at_once:
+        run(job, cases, folder=tmp_path / str(number), at_once=number, **ways)  # type: ignore[arg-type]
+        alone = tables.load(Store.read(tmp_path / str(number)))
+        assert rows.at(number).of("memit") == alone.of("memit")
+    alone = tables.load(Store.read(tmp_path / "1"))
+    found = tables.all_tables(rows)
+    assert found["table3"] == tables.all_tables(alone)["table3"]
+    assert [row[:2] for row in found["at_once"].rows] == [("memit", "1"), ("memit", "2"), ("memit", "3")]
+    assert {row["cases"] for row in tables.degradation(rows)} == {1, 2, 3}
+    assert tables.degradation(alone) == []
+
+
+def test_strict_asks_the_same_cases_of_every_number_at_once(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path
+) -> None:
+    """Two that contradict may each stand alone, but are asked by no number if they are not by all."""
+    edit = cases[0].edits[0]
+    other = replace(edit, target=cases[1].edits[0].target)
+    against = replace(cases[0], id="against", edits=(other,))
+    said: list[str] = []
+    run(
+        job, [*cases, against], [method("base")],
+        folder=tmp_path, at_once=[1, 2], strict=True, lm=lm, say=said.append,
+    )  # fmt: skip
+    rows = tables.load(Store.read(tmp_path))
+    asked = [{case for unit, _ in rows.at(n).units for case in unit.cases} for n in (1, 2)]
+    assert asked[0] == asked[1] == set(rows.cases)
+    assert f"--strict leaves out {4 - len(asked[0])} of 4 cases" in said
+
+
 def test_edits_in_sequence_stay_in(job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path) -> None:
     before = [lm.down_weight(layer).clone() for layer in range(lm.n_layers)]
     report = run(job, cases, [method("memit")], folder=tmp_path, lm=lm, sequence=[1, 3])

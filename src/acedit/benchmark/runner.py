@@ -282,20 +282,23 @@ def items_of(
     *,
     at_once: int | None,
     steps: Sequence[int] = (),
+    first: int = 0,
 ) -> list[Item]:
-    """Every item of a run, group by group, each unit keyed by all its result depends on."""
+    """Every item of a run, group by group, each unit keyed by all its result depends on; first: the number
+    of the first group."""
     known = _digest([asdict(fact) for fact in job.known])
     planned = _digest([_case_form(case) for case in job.planned])
     beside = _digest([_case_form(case) for case in job.beside])
     text = _digest(job.text)
     items = []
-    for g, group in enumerate(groups):
+    for g, group in enumerate(groups, start=first):
         forms = [_case_form(case) for case in group]
         for method in methods:
             depends = {
                 "protocol": PROTOCOL, "version": __version__, "model": fingerprint,
                 "method": asdict(method), "state": method.state(fingerprint), "cases": forms,
                 "known": known, "beside": beside, "seed": job.seed, "cot": job.cot, "threads": job.threads,
+                "at_once": at_once or 0,
                 "plan": ((method.ranged and job.preset) or planned) if method.planned else None,
             }  # fmt: skip
             if job.text:
@@ -322,7 +325,7 @@ def run(
     methods: Sequence[Method],
     *,
     folder: str | Path,
-    at_once: int | None = 1,
+    at_once: int | Sequence[int | None] | None = 1,
     sequence: Sequence[int] = (),
     strict: bool = False,
     workers: int = 1,
@@ -333,10 +336,10 @@ def run(
 ) -> Report:
     """Run every method on every group of `cases` that `folder` does not hold yet.
 
-    at_once: cases edited together (None: all that do not contradict). sequence: steps at which cases,
-    edited one after the other, are asked; instead of `at_once`. strict: leave out cases with a known
-    fault. lm: a loaded model, for one worker in this process. Raises UserError for no cases, a folder in
-    use or of another version, an unknown model, a preset of another one.
+    at_once: cases edited together (None: all that do not contradict), or several such numbers, in turn.
+    sequence: steps at which cases, edited one after the other, are asked; instead of `at_once`. strict:
+    leave out cases with a known fault. lm: a loaded model, for one worker in this process. Raises UserError
+    for no cases, a folder in use or of another version, an unknown model, a preset of another one.
     """
     if not cases:
         raise UserError("there are no cases: give at least one")
@@ -344,8 +347,9 @@ def run(
     if len({method.name for method in methods}) < len(methods):
         raise UserError("a method is named twice; name each once")
     report = Report()
-    at_once = None if sequence else at_once
-    groups, report.faults = _grouped(cases, at_once, strict=strict)
+    numbers = (at_once,) if at_once is None or isinstance(at_once, int) else tuple(at_once)
+    grouped, report.faults = _alike(cases, (None,) if sequence else numbers, strict=strict)
+    groups = next(iter(grouped.values()))
     if report.faults:
         said = ", ".join(f"{n} {kind}" for kind, n in counts(report.faults).items())
         say(f"faults of the cases: {said}")
@@ -363,6 +367,7 @@ def run(
                 "ask for fewer"
             )
         groups = groups[:1]
+        grouped = {None: groups}
     first = [case for group in groups for case in group][:PLANNED]
     beside = () if job.known else tuple(case for case in cases if isinstance(case, Case))
     job = replace(
@@ -378,7 +383,14 @@ def run(
                 else:
                     say(f"preset {job.preset!r} names no layers for {method.name}: they are chosen")
         model = f"{own.fingerprint}/{own.device.type}"
-        items = items_of(job, model, groups, methods, at_once=at_once, steps=sorted(set(sequence)))
+        items: list[Item] = []
+        seen: list[list[tuple[AnyCase, ...]]] = []
+        for number, some in grouped.items():
+            if some in seen:
+                continue  # so many at once are all there are, or the other way about
+            seen.append(some)
+            steps = sorted(set(sequence))
+            items += items_of(job, model, some, methods, at_once=number, steps=steps, first=len(items))
         store.set_meta(
             {
                 "plan": [unit.key for item in items for unit in item.units],
@@ -417,6 +429,23 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _alike(
+    cases: Sequence[Case] | Sequence[RippleCase], numbers: Sequence[int | None], *, strict: bool
+) -> tuple[dict[int | None, list[tuple[AnyCase, ...]]], list[Fault]]:
+    """`_grouped` for each number at once, of the same cases: a fault may depend on the number."""
+    faults: list[Fault] = []
+    while True:
+        grouped = {}
+        for number in numbers:
+            grouped[number], found = _grouped(cases, number, strict=strict)
+            faults += [fault for fault in found if fault not in faults]
+        ids = [{case.id for group in groups for case in group} for groups in grouped.values()]
+        common = set.intersection(*ids)
+        if all(some == common for some in ids):
+            return grouped, faults
+        cases = [case for case in cases if case.id in common]  # type: ignore[assignment]
 
 
 def _grouped(

@@ -77,8 +77,17 @@ class Rows:
 
     @property
     def at_once(self) -> tuple[int, ...]:
-        """How many cases are edited together."""
-        return tuple(sorted({unit.at_once for unit, _ in self.units}))
+        """How many cases are edited together, 0 (all of them) last."""
+        return tuple(sorted({unit.at_once for unit, _ in self.units}, key=lambda n: (n == 0, n)))
+
+    def at(self, number: int) -> "Rows":
+        """What was edited so many cases at once."""
+        return replace(self, units=tuple(pair for pair in self.units if pair[0].at_once == number))
+
+    @property
+    def fewest(self) -> "Rows":
+        """What was edited fewest cases at once: what the paper's tables are of."""
+        return self.at(self.at_once[0]) if len(self.at_once) > 1 else self
 
     @property
     def together(self) -> str:
@@ -398,44 +407,64 @@ def costs(rows: Rows) -> Table:
     return Table("Cost", ("editor", "seconds a fact", "rank", "‖Δ‖/‖W‖"), tuple(body))
 
 
+def _growing(rows: Rows) -> dict[int, Rows]:
+    """Rows by how many cases are in the model: the steps of a sequence, or cases edited at once."""
+    if rows.steps:
+        return {
+            step: replace(rows, units=tuple(pair for pair in rows.units if pair[0].step == step))
+            for step in rows.steps
+        }
+    if len(rows.at_once) < 2:
+        return {}
+    return {n or len(rows.cases): rows.at(n) for n in rows.at_once}
+
+
 def degradation(rows: Rows) -> list[dict[str, Any]]:
-    """Of a sequence: method, cases edited so far, metric and value, for a table and a plot."""
+    """Of a sequence, or of several numbers of cases at once: method, cases edited, metric and value, for a
+    table and a plot."""
     found = []
     for method in rows.methods:
-        for step in rows.steps:
-            records = rows.of(method, step)
+        for cases, some in _growing(rows).items():
+            records = some.of(method)
             for metric in CURVES:
                 row = _share(_picked(records, [metric]))
                 if row["n"]:
-                    found.append({"method": method, "cases": step, "metric": metric, **row})
+                    found.append({"method": method, "cases": cases, "metric": metric, **row})
     return found
 
 
 def sequence(rows: Rows) -> Table:
     """Scores after so many cases edited one after the other."""
-    asked = {record.metric for step in rows.steps for m in rows.methods for record in rows.of(m, step)}
+    return _by_cases(rows, "In sequence (%)", "cases edited")
+
+
+def at_once(rows: Rows) -> Table:
+    """Scores with the edits of so many cases in at once, the same cases asked."""
+    return _by_cases(rows, "By number of cases edited at once (%)", "cases at once")
+
+
+def _by_cases(rows: Rows, title: str, what: str) -> Table:
+    growing = _growing(rows)
+    asked = {record.metric for some in growing.values() for m in rows.methods for record in some.of(m)}
     columns = [metric for metric in CURVES if metric in asked]
-    ratio = {
-        (unit.method, unit.step): f"{o.perplexity / o.before:.3f}"
-        for unit, o in rows.units
-        if not math.isnan(o.before)
-    }
     body = [
-        (
-            method,
-            str(step),
-            *(cell(_picked(rows.of(method, step), [c])) for c in columns),
-            ratio.get((method, step), "–"),
-        )
+        (method, str(cases), *(cell(_picked(some.of(method), [c])) for c in columns), _ratio(some, method))
         for method in rows.methods
-        for step in rows.steps
+        for cases, some in growing.items()
     ]
-    head = ("editor", "cases edited", *columns, "perplexity, ratio")
-    return Table("In sequence (%)", head, tuple(body), rows.notes)
+    return Table(title, ("editor", what, *columns, "perplexity, ratio"), tuple(body), rows.notes)
+
+
+def _ratio(rows: Rows, method: str) -> str:
+    """Perplexity after the edits by that before, mean over units."""
+    of = [o.perplexity / o.before for unit, o in rows.units if unit.method == method]
+    known = [ratio for ratio in of if not math.isnan(ratio)]
+    return f"{sum(known) / len(known):.3f}" if known else "–"
 
 
 def all_tables(rows: Rows) -> dict[str, Table]:
-    """Every table that the run has rows for, by name, but `costs`."""
+    """Every table that the run has rows for, by name, but `costs`; of several numbers of cases at once the
+    paper's are of the fewest."""
     makers: Sequence[Callable[[Rows], Table]] = (
         table2, table3, table4, positions, probabilities, whole_and_filtered, fluency,
     )  # fmt: skip
@@ -443,7 +472,9 @@ def all_tables(rows: Rows) -> dict[str, Table]:
         makers = (sequence,)
     elif any(case["position"] == "ripple" for case in rows.cases.values()):
         makers = (ripple, fluency)
-    made = {maker.__name__: maker(rows) for maker in makers}
+    made = {maker.__name__: maker(rows.fewest) for maker in makers}
+    if len(rows.at_once) > 1:
+        made["at_once"] = at_once(rows)
     return {name: table for name, table in made.items() if table.rows}
 
 
