@@ -292,8 +292,11 @@ class _At:
         return self._whole(name, value).strip()
 
     def _whole(self, name: str, value: str) -> str:
-        if any("\ud800" <= sign <= "\udfff" for sign in value):
-            raise self.fail(name, f"is {value!r}, half of a surrogate pair", "write the sign as it is")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            wrong = f"is {value!r}, half of a surrogate pair"
+            raise self.fail(name, wrong, "write the sign as it is") from None
         return value
 
     def name(self, name: str) -> str:
