@@ -36,7 +36,7 @@ from acedit.lm.model import LanguageModel
 from acedit.lm.trace import Trace, trace
 
 HEAVY = 32  # tokens of p taken exactly
-CPU_TILE, GPU_TILE = 2048, 16384  # tokens at a time: what a core's cache, and a kernel, like
+CPU_TILE, GPU_TILE = 1 << 19, 1 << 26  # numbers of W_U at a time: what a core's cache, and a kernel, like
 ROWS = 1024  # neurons scored exactly in one sweep over the vocabulary
 ROOM = 2 << 30  # bytes that the distributions of one round may take, and what is made of them on the way
 DOUBT = 1e-10  # nats; what float64 logarithms and sums may be off at least, and so what counts as a tie
@@ -149,7 +149,8 @@ def exact(
 
 def _tiles(unembedding: Float[Tensor, "vocab d_model"]) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the vocabulary, and W_U's rows there."""
-    size = CPU_TILE if unembedding.device.type == "cpu" else GPU_TILE
+    most = CPU_TILE if unembedding.device.type == "cpu" else GPU_TILE
+    size = max(64, most // unembedding.shape[1])
     for start in range(0, len(unembedding), size):
         yield slice(start, start + size), unembedding[start : start + size]
 
