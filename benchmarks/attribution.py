@@ -11,11 +11,11 @@ the same machine, in turn:
   certified  `certified.certified_top`, spread measured before (its time is printed), all layers
   gradient   activation × gradient of log p(w) through the model, one pass back for all layers (as EAP has it)
   linear     activation × gradient of log p(w) at the final residual: Eq. 9 to first order
-Printed: time a layer and prompt and its ratio, prompts at which the spread is paid for, neurons scored
-exactly, whether set and order are those of the textbook way (its best scored again in float64, of its own
-trace; apart: by how much scores differ at most), and how far the gradients' rankings agree. Peak memory is
-what one round takes beyond the model, in a process of its own: of the textbook way one prompt and layer.
-`--sharp` scales the head, so that p is peaked.
+Printed: time a layer and prompt and its ratio (both ways in every round; the textbook one on one layer and
+prompt), prompts at which the spread is paid for, neurons scored exactly, whether set and order are those of
+the textbook way (its best scored again in float64, of its own trace; apart: by how much scores differ at
+most), and how far the gradients' rankings agree. Peak memory is what one round takes beyond the model, in a
+process of its own: of the textbook way one prompt and layer. `--sharp` scales the head, so that p is peaked.
 """
 
 import argparse
@@ -24,11 +24,12 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -41,6 +42,7 @@ from acedit.attribution.value import ffn_vectors, log_increase
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import trace
 
+T = TypeVar("T")
 NEAR = 64  # neurons beyond the k-th that are scored again in float64
 
 PROMPTS = [
@@ -174,17 +176,28 @@ def spearman(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1])
 
 
-def clock(work: object, repeats: int, device: str) -> tuple[float, object]:
-    times, result = [], None
+def timed(work: Callable[[], T], device: str) -> tuple[float, T]:
+    """Seconds, and what `work` gives."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = perf_counter()
+    result = work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter() - began, result
+
+
+def in_turn(
+    works: Mapping[str, Callable[[], T]], repeats: int, device: str
+) -> tuple[dict[str, list[float]], dict[str, T]]:
+    """Seconds of each round, all works in every round, and what each gave last."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    results = {}
     for _ in range(repeats):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        began = perf_counter()
-        result = work()  # type: ignore[operator]
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(perf_counter() - began)
-    return median(times), result
+        for name, work in works.items():
+            took, results[name] = timed(work, device)
+            times[name].append(took)
+    return times, results
 
 
 @dataclass(frozen=True)
@@ -197,19 +210,15 @@ class Others:
 
     @classmethod
     def of(cls, lm: LanguageModel, picked: list[int], units: int, device: str) -> "Others":
-        each = len(picked) * units
-        slow, scores = clock(lambda: textbook(lm, picked, units), 1, device)
-        seconds, approximate = {"textbook": slow / each}, {}
+        seconds, approximate = {}, {}
         for way in (gradient, linear):
             whole = list(range(lm.n_layers)) if way is gradient else picked
-            took, found = clock(lambda way=way, whole=whole: way(lm, whole, units), 1, device)
+            took, found = timed(lambda way=way, whole=whole: way(lm, whole, units), device)
             seconds[way.__name__], approximate[way.__name__] = took / units / len(whole), found
-        return cls(scores, approximate, seconds)  # type: ignore[arg-type]
+        return cls(textbook(lm, picked, units), approximate, seconds)
 
-    def beside(
-        self, lm: LanguageModel, found: list[tuple[Certified, ...]], k: int, certified_s: float
-    ) -> dict[str, object]:
-        """What they take and agree on, against what was `found` in `certified_s`."""
+    def beside(self, lm: LanguageModel, found: list[tuple[Certified, ...]], k: int) -> dict[str, object]:
+        """What they take and agree on with what was `found`."""
         order = sets = 0
         apart = 0.0
         overlap: dict[str, list[float]] = {name: [] for name in self.approximate}
@@ -229,8 +238,6 @@ class Others:
                 overlap[name].append(len(set(other.topk(k).indices.tolist()) & set(mine)) / k)
                 rank[name].append(spearman(other, exact))
         row: dict[str, object] = {
-            "textbook_s": self.seconds["textbook"],
-            "ratio": self.seconds["textbook"] / certified_s,
             "same_set": sets,
             "same_order": order,
             "compared": len(self.textbook),
@@ -312,27 +319,38 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         lm.fingerprint  # noqa: B018  its time is the model's, not the spread's
-        spread_time, spread = clock(lambda: measure_spread(lm, cache_dir=Path(folder)), 1, args.device)
-        rows, results = [], []
+        spread_time, spread = timed(lambda: measure_spread(lm, cache_dir=Path(folder)), args.device)
+        works: dict[str, Callable[[], object]] = {
+            str(k): lambda k=k: certified_top(lm, PROMPTS, ANSWERS, k=k, spread=spread) for k in args.k
+        }
+        if picked:
+            works["textbook"] = lambda: textbook(lm, picked[:1], 1)
+        times, results = in_turn(works, args.repeats, args.device)
+        rows = []
         for k in args.k:
-            fast, found = clock(
-                lambda k=k: certified_top(lm, PROMPTS, ANSWERS, k=k, spread=spread), args.repeats, args.device
-            )
-            results.append(found)
+            found = results[str(k)]
+            fast = [took / args.layers / units for took in times[str(k)]]
             rows.append(
                 {
                     "vocab": args.vocab, "neurons": args.neurons, "d_model": args.d_model,
                     "layers": args.layers, "prompts": units, "dtype": args.dtype, "device": args.device,
                     "sharp": args.sharp, "k": k,
-                    "certified_s": fast / args.layers / units,
-                    "rescored": sum(p.rescored for parts in found for p in parts) / units / args.layers,  # type: ignore[attr-defined]
+                    "certified_s": median(fast),
+                    "rescored": sum(p.rescored for parts in found for p in parts) / units / args.layers,
                     "spread_s": spread_time,
                 }
             )  # fmt: skip
         if picked:
             others = Others.of(lm, picked, referred, args.device)
-            for row, found in zip(rows, results, strict=True):
-                row |= others.beside(lm, found, row["k"], row["certified_s"])  # type: ignore[arg-type]
+            for row in rows:
+                name = str(row["k"])
+                ratios = [
+                    slow * args.layers * units / fast
+                    for slow, fast in zip(times["textbook"], times[name], strict=True)
+                ]
+                row |= {"textbook_s": median(times["textbook"]), "ratio": median(ratios)}
+                row |= {"ratio_low": min(ratios), "ratio_high": max(ratios)}
+                row |= others.beside(lm, results[name], row["k"])
                 saved = (row["textbook_s"] - row["certified_s"]) * args.layers
                 row["break_even_prompts"] = spread_time / max(1e-9, saved)
         if args.device == "cpu":
