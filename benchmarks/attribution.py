@@ -14,8 +14,8 @@ the same machine, in turn:
 Printed: time a layer and prompt and its ratio (both ways in every round; the textbook one on one layer and
 prompt), prompts at which the spread is paid for, neurons scored exactly, whether set and order are those of
 the textbook way (its best scored again in float64, of its own trace; apart: by how much scores differ at
-most), and how far the gradients' rankings agree. Peak memory is what one round takes beyond the model, in a
-process of its own: of the textbook way one prompt and layer. `--sharp` scales the head, so that p is peaked.
+most), and how far the gradients' rankings agree. Peak memory is what one prompt takes beyond the model, in a
+process of its own: all layers, of the textbook way one. `--sharp` scales the head, so that p is peaked.
 """
 
 import argparse
@@ -276,15 +276,15 @@ def status(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def one_round(lm: LanguageModel, args: argparse.Namespace, picked: list[int], units: int) -> None:
+def one_prompt(lm: LanguageModel, args: argparse.Namespace, picked: list[int]) -> None:
     """The way whose peak is asked, once."""
     if args.peak_of == "certified":
         spread = measure_spread(lm, cache_dir=Path(args.cache))  # from disk
-        certified_top(lm, PROMPTS, ANSWERS, k=max(args.k), spread=spread)
+        certified_top(lm, PROMPTS[:1], ANSWERS[:1], k=max(args.k), spread=spread)
     elif args.peak_of == "textbook":
         textbook(lm, picked[:1], 1)
     elif args.peak_of == "gradient":
-        gradient(lm, list(range(lm.n_layers)), units)
+        gradient(lm, list(range(lm.n_layers)), 1)
 
 
 @torch.no_grad()
@@ -315,7 +315,7 @@ def main() -> None:
         round(i * (args.layers - 1) / max(1, args.reference_layers - 1)) for i in range(args.reference_layers)
     ]
     if args.peak_of:
-        print(beyond(lambda: one_round(lm, args, picked, units)))
+        print(beyond(lambda: one_prompt(lm, args, picked)))
         return
     with tempfile.TemporaryDirectory() as folder:
         lm.fingerprint  # noqa: B018  its time is the model's, not the spread's
@@ -356,6 +356,8 @@ def main() -> None:
         if args.device == "cpu":
             del lm
             used = peaks(args, ["certified", *(["textbook", "gradient"] if picked else [])], folder)
+            if picked:
+                used["peak_ratio"] = used["peak_mib_textbook"] / max(1.0, used["peak_mib_certified"])
             rows = [row | used for row in rows]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     print(lines, end="")
