@@ -196,12 +196,13 @@ def main() -> None:
     for name, plan in plans.items():
         records = final(plan["query"], plan["value"])
         value, low, high, n = paired(records, results[leader])
-        place = 1 + sum(
-            score > pairs.get((tuple(plan["query"]), tuple(plan["value"])), 0) for score in pairs.values()
+        own = pairs.get((tuple(plan["query"]), tuple(plan["value"])))
+        place = (
+            "not" if own is None else f"{1 + sum(score > own for score in pairs.values())} of {len(pairs)}"
         )
         print(
             f"  {name:12} {named(plan['query'], plan['value']):16} {100 * shares(records)['score']:.1f}"
-            f"  {value:+.1f} [{low:+.1f}, {high:+.1f}], {n} questions; {place} of {len(pairs)} in the sweep"
+            f"  {value:+.1f} [{low:+.1f}, {high:+.1f}], {n} questions; {place} in the sweep"
         )
     figures = plans["located"]
     single = range(lm.n_layers)
