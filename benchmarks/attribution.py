@@ -40,7 +40,7 @@ from acedit.attribution.certified import Certified, certified_top
 from acedit.attribution.spread import measure_spread
 from acedit.attribution.value import ffn_vectors, log_increase
 from acedit.lm.model import LanguageModel
-from acedit.lm.trace import trace
+from acedit.lm.trace import Trace, trace
 
 T = TypeVar("T")
 NEAR = 64  # neurons beyond the k-th that are scored again in float64
@@ -114,9 +114,8 @@ def textbook(lm: LanguageModel, layers: list[int], prompts: int) -> dict[tuple[i
     return scores  # its time holds one trace of all layers, under 1% of it
 
 
-def again(lm: LanguageModel, layer: int, i: int, neurons: Tensor) -> Tensor:
-    """The textbook way's scores of some neurons in float64, of its own float32 trace."""
-    t = trace(lm, PROMPTS[: i + 1])
+def again(lm: LanguageModel, t: Trace, layer: int, i: int, neurons: Tensor) -> Tensor:
+    """The textbook way's scores of some neurons in float64, of its own trace."""
     at = int(t.encoded.last[i])
     base = (t.residual[layer, i, at] + t.attention[layer, i, at]).double()
     vectors = ffn_vectors(lm, t, layer, i, at)[neurons].double()
@@ -223,11 +222,12 @@ class Others:
         apart = 0.0
         overlap: dict[str, list[float]] = {name: [] for name in self.approximate}
         rank: dict[str, list[float]] = {name: [] for name in self.approximate}
+        t = trace(lm, PROMPTS[: 1 + max(i for _, i in self.textbook)])
         for (layer, i), exact in self.textbook.items():
             part = found[i][layer]
             mine = [n.index for n in part.neurons]
             near = exact.topk(min(k + NEAR, len(exact))).indices
-            scores = again(lm, layer, i, near)
+            scores = again(lm, t, layer, i, near)
             best = scores.topk(k)
             order += mine == near[best.indices].tolist()
             sets += set(mine) == set(near[best.indices].tolist())
@@ -250,12 +250,11 @@ class Others:
         return row
 
 
-def peaks(args: argparse.Namespace, ways: list[str], cache: str) -> dict[str, float]:
+def peaks(ways: list[str], cache: str) -> dict[str, float]:
     """MiB that each way takes at its peak beyond the model, each in a process of its own."""
-    given = [arg for arg in sys.argv[1:] if arg != "--out" and arg != args.out]
     found = {}
     for way in ways:
-        command = [sys.executable, __file__, *given, "--peak-of", way, "--cache", cache]
+        command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", way, "--cache", cache]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         found[f"peak_mib_{way}"] = float(done.stdout)
     return found
@@ -355,7 +354,7 @@ def main() -> None:
                 row["break_even_prompts"] = spread_time / max(1e-9, saved)
         if args.device == "cpu":
             del lm
-            used = peaks(args, ["certified", *(["textbook", "gradient"] if picked else [])], folder)
+            used = peaks(["certified", *(["textbook", "gradient"] if picked else [])], folder)
             if picked:
                 used["peak_ratio"] = used["peak_mib_textbook"] / max(1.0, used["peak_mib_certified"])
             rows = [row | used for row in rows]

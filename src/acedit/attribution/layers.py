@@ -14,6 +14,7 @@ from torch import Tensor
 
 from acedit.attribution.certified import Certified, certified_layer_sums, certified_top
 from acedit.attribution.query import QueryScores, query_scores
+from acedit.attribution.spread import Spread, measure_spread
 from acedit.attribution.value import Neuron, top_neurons, vectors_at
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit
@@ -50,10 +51,12 @@ def old_answers(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prom
     return [edits[p.edit].old or said[p].strip(" .") or edits[p.edit].target for p in prompts]
 
 
-def mean_sums(lm: LanguageModel, texts: Sequence[str], answers: Sequence[str]) -> tuple[float, ...]:
+def mean_sums(
+    lm: LanguageModel, texts: Sequence[str], answers: Sequence[str], *, spread: Spread | None = None
+) -> tuple[float, ...]:
     """Each layer's sum over its FFN neurons (Eq. 9, right), mean over prompts, to `TOLERANCE` nats."""
     n = len(texts)
-    (sums,) = certified_layer_sums(lm, texts, answers, tolerance=TOLERANCE * n, together=True)
+    (sums,) = certified_layer_sums(lm, texts, answers, tolerance=TOLERANCE * n, spread=spread, together=True)
     return tuple(each.value / n for each in sums)
 
 
@@ -64,11 +67,12 @@ def value_and_query(
     *,
     k: int,
     leading: int | None = None,
+    spread: Spread | None = None,
 ) -> Iterator[tuple[Certified, QueryScores]]:
     """Of each prompt its k best value neurons (or all there are), and query scores against the `leading`
     of them (default all)."""
     k = min(k, lm.n_layers * lm.n_neurons)
-    found = certified_top(lm, texts, answers, k=k, scope="model")
+    found = certified_top(lm, texts, answers, k=k, scope="model", spread=spread)
     for text, (best,) in zip(texts, found, strict=True):
         yield best, query_scores(lm, text, best.neurons[:leading])
 
@@ -94,13 +98,14 @@ def measure(
     answers = old_answers(lm, edits, picked)
     texts = [p.text for p in picked]
     n = len(picked)
-    ((value,),) = certified_top(lm, texts, answers, k=top, scope="model", together=True)
+    spread = measure_spread(lm)
+    ((value,),) = certified_top(lm, texts, answers, k=top, scope="model", spread=spread, together=True)
     query = torch.zeros(lm.n_layers, lm.n_neurons, device=lm.device)
-    for _, scores in value_and_query(lm, texts, answers, k=top_k):
+    for _, scores in value_and_query(lm, texts, answers, k=top_k, spread=spread):
         query += scores.neurons.to(query)
     ffn_vector, attention_vector = vector_scores(lm, texts, answers)
     return LayerTable(
-        value=mean_sums(lm, texts, answers),
+        value=mean_sums(lm, texts, answers, spread=spread),
         query=tuple((query.sum(1) / n).tolist()),
         ffn_vector=ffn_vector,
         attention_vector=attention_vector,

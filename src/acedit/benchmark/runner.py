@@ -385,11 +385,11 @@ def run(
         model = f"{own.fingerprint}/{own.device.type}"
         items: list[Item] = []
         seen: list[list[tuple[AnyCase, ...]]] = []
+        steps = sorted(set(sequence))
         for number, some in grouped.items():
             if some in seen:
                 continue  # so many at once are all there are, or the other way about
             seen.append(some)
-            steps = sorted(set(sequence))
             items += items_of(job, model, some, methods, at_once=number, steps=steps, first=len(items))
         store.set_meta(
             {
@@ -440,12 +440,18 @@ def _alike(
         grouped = {}
         for number in numbers:
             grouped[number], found = _grouped(cases, number, strict=strict)
-            faults += [fault for fault in found if fault not in faults]
+            _add_new(faults, found)
         ids = [{case.id for group in groups for case in group} for groups in grouped.values()]
         common = set.intersection(*ids)
         if all(some == common for some in ids):
             return grouped, faults
         cases = [case for case in cases if case.id in common]  # type: ignore[assignment]
+
+
+def _add_new(faults: list[Fault], found: Sequence[Fault]) -> None:
+    """Put to `faults` what it does not hold yet."""
+    held = set(faults)
+    faults += [fault for fault in found if fault not in held]
 
 
 def _grouped(
@@ -458,7 +464,7 @@ def _grouped(
     while True:
         packed = pack(chains, at_once)
         found = [*audit(packed, chains), *contradicting(ripples)]
-        faults += [fault for fault in found if fault not in faults]
+        _add_new(faults, found)
         bad = [f for f in found if at_once is None or f.kind != "contradicting" or f.other == f.case]
         if not (strict and bad):
             return [*packed, *pack(ripples, at_once)], faults

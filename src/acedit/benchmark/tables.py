@@ -445,12 +445,12 @@ def at_once(rows: Rows) -> Table:
 
 def _by_cases(rows: Rows, title: str, what: str) -> Table:
     growing = _growing(rows)
-    asked = {record.metric for some in growing.values() for m in rows.methods for record in some.of(m)}
+    records = {(m, cases): some.of(m) for m in rows.methods for cases, some in growing.items()}
+    asked = {record.metric for each in records.values() for record in each}
     columns = [metric for metric in CURVES if metric in asked]
     body = [
-        (method, str(cases), *(cell(_picked(some.of(method), [c])) for c in columns), _ratio(some, method))
-        for method in rows.methods
-        for cases, some in growing.items()
+        (m, str(cases), *(cell(_picked(each, [c])) for c in columns), _ratio(growing[cases], m))
+        for (m, cases), each in records.items()
     ]
     return Table(title, ("editor", what, *columns, "perplexity, ratio"), tuple(body), rows.notes)
 

@@ -107,7 +107,7 @@ def search(
         awake = [(run.batch, moving[run.edit].nonzero()[:, 0]) for run in runs]
         if sum(len(rows) for _, rows in awake) <= RESTING * sum(len(batch) for batch, _ in awake):
             some = [batch.pick(rows) for batch, rows in awake if len(rows)]
-            runs = [_Run(lm, batch, layer, token, settings.attention) for batch in some]
+            runs = _runs(lm, some, layer, token, attention=settings.attention)
     return Targets(delta[-1].detach(), loss)
 
 

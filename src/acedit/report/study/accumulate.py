@@ -28,7 +28,8 @@ def run(setting: Setting) -> Result:
     setting.say(f"query and value neurons by layer of {len(questions)} of {what}")
     prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
     counts, query = torch.zeros(lm.n_layers), torch.zeros(lm.n_layers)
-    for best, scores in value_and_query(lm, prompts, answers, k=k, leading=LEADING):
+    found = value_and_query(lm, prompts, answers, k=k, leading=LEADING, spread=setting.spread())
+    for best, scores in found:
         for neuron in best.neurons:
             counts[neuron.layer] += 1 / len(questions)
         query += scores.neurons.clamp(min=0).sum(1).cpu().float() / len(questions)

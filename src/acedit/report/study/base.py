@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from acedit.attribution.atlas import Atlas, build_atlas
-from acedit.attribution.spread import measure_spread
+from acedit.attribution.spread import Spread, measure_spread
 from acedit.benchmark.score import matches
 from acedit.errors import UserError
 from acedit.knowledge.compose import asked, chain_question
@@ -68,8 +68,14 @@ class Setting:
     count: Callable[[int, int, str], None] = lambda *_: None
 
     def atlas(self) -> Atlas:
-        """The model's atlas, told of while it is made."""
+        """The model's atlas, told of while it is made (once a model)."""
         return build_atlas(self.lm, progress=lambda done, of: self.count(done, of, "layers of the atlas"))
+
+    def spread(self) -> Spread:
+        """The spread of its neurons' logits, told of while it is measured (once a model)."""
+        return measure_spread(
+            self.lm, progress=lambda done, of: self.count(done, of, "layers measured, once a model")
+        )
 
     @property
     def reasoned(self) -> tuple[tuple[Question, ...], str]:
@@ -170,7 +176,6 @@ def setting_of(
         )
     say("asking two-hop questions")
     chains, _ = _answered(lm, _two_hops(facts, by_relation, rng), names, per_category, rng)
-    measure_spread(lm, progress=lambda done, of: count(done, of, "layers measured, once a model"))
     return Setting(lm, kept, asked_of, chains, seed, say, names, count)
 
 

@@ -34,6 +34,7 @@ def run(setting: Setting) -> Result:
         [q.answer for q in questions],
         k=min(20 * COUNT, lm.n_layers * lm.n_neurons),
         scope="model",
+        spread=setting.spread(),
     )
     rows: list[dict[str, Any]] = []
     for question, (best,) in zip(questions, every, strict=True):

@@ -19,13 +19,14 @@ def run(setting: Setting) -> Result:
     lm = setting.lm
     value: dict[str, Tensor] = {}
     query: dict[str, Tensor] = {}
+    spread = setting.spread()
     for domain in setting.categories:
         setting.say(f"layers of domain: {domain}")
         some = setting.of(domain)[:MOST]
         prompts, answers = [q.prompt for q in some], [q.answer for q in some]
-        value[domain] = torch.tensor(mean_sums(lm, prompts, answers))
+        value[domain] = torch.tensor(mean_sums(lm, prompts, answers, spread=spread))
         total = torch.zeros(lm.n_layers)
-        for _, scores in value_and_query(lm, prompts, answers, k=LEADING):
+        for _, scores in value_and_query(lm, prompts, answers, k=LEADING, spread=spread):
             total += scores.neurons.clamp(min=0).sum(1).cpu().float()
         query[domain] = total / len(some)
     top = {

@@ -20,12 +20,13 @@ def run(setting: Setting) -> Result:
     count = max(1, round(SHARE * everything))
     rng = random.Random(f"{setting.seed}/knockout")
     rows: list[dict[str, Any]] = []
+    spread = setting.spread()
     for category in setting.categories:
         setting.say(f"knocking out: {category}")
         own = setting.of(category)
         others = [q for q in setting.questions if q.category != category]
         prompts, answers = [q.prompt for q in own], [q.answer for q in own]
-        ((best,),) = certified_top(lm, prompts, answers, k=count, scope="model", together=True)
+        ((best,),) = certified_top(lm, prompts, answers, k=count, scope="model", spread=spread, together=True)
         with ablated(lm, best.neurons):
             hit = accuracy(lm, own)
             beside = accuracy(lm, others) if others else float("nan")

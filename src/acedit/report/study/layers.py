@@ -19,11 +19,12 @@ def run(setting: Setting) -> Result:
     top = TOP if lm.n_layers >= 2 * TOP else lm.n_layers // 2
     ffn: dict[str, Tensor] = {}
     attention: dict[str, Tensor] = {}
+    spread = setting.spread()
     for category in setting.categories:
         setting.say(f"scoring layers: {category}")
         questions = setting.of(category)
         prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
-        ffn[category] = torch.tensor(mean_sums(lm, prompts, answers))
+        ffn[category] = torch.tensor(mean_sums(lm, prompts, answers, spread=spread))
         attention[category] = head_scores(lm, prompts, answers).heads.sum(-1).mean(1)
     rows = [
         {"category": c, "sublayer": kind, "layer": layer, "score": float(value)}

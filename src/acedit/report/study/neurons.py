@@ -22,7 +22,7 @@ def run(setting: Setting) -> Result:
     questions = spaced(setting.questions, MOST)
     setting.say(f"value and query neurons of {len(questions)} questions")
     prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
-    found = value_and_query(lm, prompts, answers, k=VALUE)
+    found = value_and_query(lm, prompts, answers, k=VALUE, spread=setting.spread())
     value: Counter[tuple[int, int]] = Counter()
     query: Counter[tuple[int, int]] = Counter()
     kinds: dict[tuple[int, int], set[str]] = {}

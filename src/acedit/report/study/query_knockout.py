@@ -33,7 +33,7 @@ def run(setting: Setting) -> Result:
     prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
     setting.say(f"query neurons of {len(questions)} of {what}")
     query = torch.zeros(lm.n_layers, lm.n_neurons)
-    for _, scores in value_and_query(lm, prompts, answers, k=LEADING):
+    for _, scores in value_and_query(lm, prompts, answers, k=LEADING, spread=setting.spread()):
         query += scores.neurons.cpu().float()
     usable = query.clamp(min=0).sum(1)[:-1]  # the last layer has none above
     peaks = usable.argsort(descending=True)[:2].tolist()
