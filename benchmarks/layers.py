@@ -5,7 +5,8 @@
 1. Every pair of contiguous ranges (query below value, at most --longest layers each) is written by
    `ace-closed`'s stages on fresh dev cases, all at once, and asked: the ranking.
 2. The plan of `locate` and the screened one, chosen from other cases' prompts.
-3. Both, and the sweep's first five, on fresh test cases: paired differences over questions.
+3. Both, and the sweep's first five, on fresh test cases: paired differences over questions. The best of the
+   five is picked on one half of the cases and compared on the other, both ways.
 4. How well each criterion ranks layers: Spearman with what a single written layer does.
 
 Answers are greedy. The score is the mean of five shares: efficacy and paraphrase, direct multi-hop answers
@@ -17,7 +18,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from time import perf_counter
 
@@ -77,6 +78,15 @@ def paired(
     value = 100 * (sums.sum(-1) / counts.sum(-1)).mean(1)
     low, high = np.percentile(scores[0] - scores[1], [2.5, 97.5])
     return float(value[0] - value[1]), float(low), float(high), int(counts[0].sum())
+
+
+def best_elsewhere(results: Mapping[str, Sequence[Record]], halves: Sequence[Set[int]]) -> list[Record]:
+    """The records of each half of the cases under the result that scores best on the other half."""
+    found: list[Record] = []
+    for here, there in (halves, halves[::-1]):
+        leader = max(results, key=lambda name: shares([r for r in results[name] if r.case in there])["score"])
+        found += [r for r in results[leader] if r.case in here]
+    return found
 
 
 class Kept:
@@ -190,19 +200,24 @@ def main() -> None:
         print(f"  {named(q, v):16}", "  ".join(f"{k} {x:.2f}" for k, x in row.items()))
     results = {named(q, v): final(q, v) for q, v in top}
     leader = max(results, key=lambda name: shares(results[name])["score"])
-    print(f"\n{len(finals)} test cases; differences to the best of the sweep's five ({leader}), % points")
+    odd = {i for g, group in enumerate(groups) if g % 2 for i in group}
+    elsewhere_best = best_elsewhere(results, (odd, set(range(len(finals))) - odd))
+    print(f"\n{len(finals)} test cases; differences (% points) to the best of the sweep's five, picked on")
+    print(f"the other half of the cases; in brackets to {leader}, the best over all")
     for name, records in results.items():
         print(f"  sweep {name:16} {100 * shares(records)['score']:.1f}")
     for name, plan in plans.items():
         records = final(plan["query"], plan["value"])
-        value, low, high, n = paired(records, results[leader])
+        value, low, high, n = paired(records, elsewhere_best)
+        flattered = paired(records, results[leader])[0]
         own = pairs.get((tuple(plan["query"]), tuple(plan["value"])))
         place = (
             "not" if own is None else f"{1 + sum(score > own for score in pairs.values())} of {len(pairs)}"
         )
         print(
             f"  {name:12} {named(plan['query'], plan['value']):16} {100 * shares(records)['score']:.1f}"
-            f"  {value:+.1f} [{low:+.1f}, {high:+.1f}], {n} questions; {place} in the sweep"
+            f"  {value:+.1f} [{low:+.1f}, {high:+.1f}] ({flattered:+.1f}), {n} questions;"
+            f" {place} in the sweep"
         )
     figures = plans["located"]
     single = range(lm.n_layers)

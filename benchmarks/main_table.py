@@ -12,7 +12,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
@@ -38,7 +38,7 @@ def rows_of(args: argparse.Namespace, chosen: Mapping[str, Method]) -> list[dict
     for seed in args.seeds:
         scorer = None
         for name, whole in chosen.items():
-            method = replace(whole, amounts=replace(whole.amounts, left_out=args.left_out))
+            method = whole.leaving_out(args.left_out)
             settings = {
                 "model": lm.fingerprint,
                 "method": name,

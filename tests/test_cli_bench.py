@@ -83,6 +83,15 @@ def test_skipped_layers_are_rows_of_their_own(run: Run, folder: Path, tmp_path: 
     assert "memit-skip-q1" in out
 
 
+def test_relations_left_out_of_the_prompts_are_scored_apart(run: Run, folder: Path, tmp_path: Path) -> None:
+    run(*bench(folder, "--out", tmp_path / "a"))
+    code, _, err = run(*bench(folder, "--out", tmp_path / "a", "--left-out", "1"))
+    assert code == 0, err
+    store = Store.read(tmp_path / "a")
+    scored = {unit.method: {r.metric for r in store.records([unit.key])} for unit, _ in store.units()}
+    assert "left_out" in scored["memit"]  # and the units made without are not taken for these
+
+
 def test_methods_without_such_layers_are_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     """Table 4 of several methods: who has no value layers has no row of its own, and it is said."""
     assert [m.name for m in _skipping(method("ace-closed"), [{"value": 1}])] == ["ace-closed-skip-v1"]
@@ -120,6 +129,8 @@ def test_a_sequence_draws_its_curve(run: Run, folder: Path, tmp_path: Path) -> N
         (["--out", "OUT", "--edits", "4"], "no case has [4] edits"),
         (["--out", "OUT", "--sequence", "5"], "--sequence 5: there are 2 cases"),
         (["--out", "OUT", "--edits", "5"], "5 is out of range"),
+        (["--out", "OUT", "--left-out", "2"], "2 is out of range; give 0 to 1"),
+        (["--out", "OUT", "--left-out", "half"], "'half' is not a number"),
         (["--out", "OUT", "--skip-value", "1"], "no method named has layers of that kind"),
     ],
 )

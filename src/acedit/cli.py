@@ -290,6 +290,17 @@ def whole(low: int, high: int | None = None) -> Any:
     return convert
 
 
+def share(text: str) -> float:
+    """A converter for shares of a whole."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; give 0 to 1")
+    return value
+
+
 @contextmanager
 def _notices(quiet: bool) -> Iterator[None]:
     """Our log as lines like the rest, and transformers' chatter off unless asked for."""

@@ -14,7 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from acedit.cli import Progress, check_outputs, given_facts, given_text, known_dtype, whole, write_result
+from acedit.cli import (
+    Progress,
+    check_outputs,
+    given_facts,
+    given_text,
+    known_dtype,
+    share,
+    whole,
+    write_result,
+)
 from acedit.errors import UserError
 
 log = logging.getLogger("acedit")
@@ -78,6 +87,13 @@ def add_bench(
                        help="also each method without its K most important query layers")  # fmt: skip
     bench.add_argument("--skip-value", metavar="K", type=whole(1), nargs="+", default=[],
                        help="also each method without its K most important value layers")  # fmt: skip
+    bench.add_argument(
+        "--left-out",
+        metavar="SHARE",
+        type=share,
+        default=0.0,
+        help="of the relations that could follow from an edit: none of its prompts asks after them (0)",
+    )
     bench.add_argument("--preset", metavar="NAME", default="", help="published layers and λ: gpt-j, qwen3-8b")
     bench.add_argument("--cot-prompts", action="store_true", help="prime every method's edit prompts (6.2)")
     bench.add_argument("--no-cot", action="store_true", help="direct answers only")
@@ -144,7 +160,7 @@ def _bench(args: argparse.Namespace) -> None:
         raise UserError("--sequence edits one case after the other: leave out --at-once")
     chosen = []
     for name in args.methods:
-        plain = method(name)
+        plain = method(name).leaving_out(args.left_out)
         if args.cot_prompts and name != "base":
             plain = plain.with_cot_prompts()
         chosen += [plain]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from acedit.benchmark.pools import Inline, OnRay, Pool, Processes
+from acedit.benchmark.pools import Inline, OnRay, Pool, Processes, shared_out, visible_gpus
 
 
 class Toy:
@@ -79,6 +79,26 @@ def test_a_killed_worker_costs_its_item_once(pool: Pool[Any, Any]) -> None:
         pytest.skip("a worker in this process cannot be killed without it")
     items = [("square", 1), ("die", 2), ("square", 3), ("die", 4)]
     assert drained(pool, items) == ([1, 4, 9, 16], 2)
+
+
+class Sees:
+    """Says which GPUs its process sees."""
+
+    def run(self, item: int) -> str:
+        return ",".join(visible_gpus())
+
+
+def test_workers_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    assert shared_out(visible_gpus(), 1, 4) == ["4", "5", "7", "4"]
+    assert shared_out(visible_gpus(), 2, 3) == ["4,5", "7,4", "5,7"]
+    pool: Processes[int, str] = Processes(Sees, 2, shared_out(visible_gpus(), 1, 2))
+    try:
+        pool.start(0, 0)
+        pool.start(1, 1)
+        assert dict(pool.finished() for _ in range(2)) == {0: "4", 1: "5"}
+    finally:
+        pool.close()
 
 
 def test_a_worker_killed_from_outside_is_replaced(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from acedit.benchmark import evaluate, runner, tables
+from acedit.benchmark.evaluate import shared_plan
 from acedit.benchmark.leak import LeakError
 from acedit.benchmark.runner import Job, items_of, run
 from acedit.benchmark.store import Store
+from acedit.editing.edit import text_of
 from acedit.editing.methods import Method, method
 from acedit.errors import UserError
 from acedit.knowledge.facts import Case, Fact, cases_from
@@ -35,9 +37,17 @@ def cases() -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(lm: LanguageModel, cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """With a plan and a text of its own, so that neither is worked out for every run."""
     known: Sequence[Fact] = facts_of(build_world(), [])
-    return Job("bundled", cot=False, known=tuple(known), cache_dir=tmp_path_factory.mktemp("cache"))
+    return Job(
+        "bundled",
+        cot=False,
+        known=tuple(known),
+        plan=shared_plan(lm, cases, known, 0),
+        text=tuple(text_of(lm, known)),
+        cache_dir=tmp_path_factory.mktemp("cache"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +121,30 @@ def test_a_killed_run_ends_with_the_same_table(
     report = run(job, cases, METHODS, folder=tmp_path, lm=lm)
     assert (report.made, report.kept) == (3, 3)
     assert printed(tmp_path) == printed(whole)
+
+
+def test_layers_are_chosen_once_a_run(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept in the store, and chosen again where they would be others."""
+    chosen: list[int] = []
+
+    def choosing(*args: Any) -> Any:
+        chosen.append(args[3])
+        return job.plan
+
+    monkeypatch.setattr(runner, "shared_plan", choosing)
+    own = replace(job, plan=None)
+    run(own, cases[:1], METHODS[:1], folder=tmp_path, lm=lm)
+    assert chosen == []  # base needs none
+    run(own, cases[:1], METHODS, folder=tmp_path, lm=lm)
+    run(own, cases[:2], METHODS, folder=tmp_path / "more", lm=lm)
+    assert chosen == [0, 0]
+    assert job.plan is not None and Store.read(tmp_path).meta("layers")["plan"] == job.plan.to_json()
+    run(own, cases[:1], [method("pmet")], folder=tmp_path, lm=lm)
+    assert chosen == [0, 0]
+    run(replace(own, seed=1), cases[:1], METHODS, folder=tmp_path, lm=lm)
+    assert chosen == [0, 0, 1]
 
 
 @pytest.mark.parametrize("ray", [None, "local"])

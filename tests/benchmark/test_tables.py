@@ -67,6 +67,14 @@ def test_table_4_says_what_skipping_costs() -> None:
     assert "table4" not in tables.all_tables(rows(ace=ACE))
 
 
+def test_what_was_left_out_is_shown_where_it_was_measured() -> None:
+    assert "left_out" not in tables.positions(rows(ace=ACE)).head
+    table = tables.positions(rows(ace=[*ACE, *asked("left_out", "1000", "1110")]))
+    assert table.head[-1] == "left_out"
+    assert table.rows[0][-1].startswith("33.3")
+    assert any(note.startswith("left_out: ") for note in table.notes)
+
+
 def test_whole_stands_beside_filtered() -> None:
     asked_of = [Record("direct", case, right, mean, passed) for case, right, mean, passed in (
         ("a", 1.0, 2 / 3, True), ("b", 0.0, 0.0, True), ("c", 1.0, 1.0, False), ("d", 1.0, 1.0, False),

@@ -11,11 +11,15 @@ Footgun: `make` goes to other processes, so it and the items must pickle; nothin
 
 import logging
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import cycle, islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
 
 from acedit.errors import UserError
 
@@ -65,18 +69,23 @@ class Inline(Generic[I, O]):
 
 
 class Processes(Generic[I, O]):
-    """A process a worker, spawned; one that dies is spawned anew."""
+    """A process a worker, spawned; one that dies is spawned anew.
 
-    def __init__(self, make: Callable[[], Does[I, O]], size: int) -> None:
+    gpus: the CUDA devices each worker sees (`shared_out`), if not all.
+    """
+
+    def __init__(self, make: Callable[[], Does[I, O]], size: int, gpus: Sequence[str] = ()) -> None:
         self.size = size
         self._make = make
+        self._gpus = gpus
         self._context = multiprocessing.get_context("spawn")
-        self._of: list[tuple[Any, Connection]] = [self._spawn() for _ in range(size)]
+        self._of: list[tuple[Any, Connection]] = [self._spawn(worker) for worker in range(size)]
         self._busy: set[int] = set()
 
-    def _spawn(self) -> tuple[Any, Connection]:
+    def _spawn(self, worker: int) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(self._make, theirs), daemon=True)
+        gpus = self._gpus[worker] if self._gpus else None
+        process = self._context.Process(target=_serve, args=(self._make, theirs, gpus), daemon=True)
         process.start()
         theirs.close()
         return process, ours
@@ -96,7 +105,7 @@ class Processes(Generic[I, O]):
             result = pipe.recv()
         except (EOFError, OSError):
             self._of[worker][0].join()
-            self._of[worker] = self._spawn()
+            self._of[worker] = self._spawn(worker)
             return worker, None
         if isinstance(result, BaseException):
             raise result
@@ -110,7 +119,21 @@ class Processes(Generic[I, O]):
             process.join()
 
 
-def _serve(make: Callable[[], Does[Any, Any]], pipe: Connection) -> None:
+def visible_gpus() -> list[str]:
+    """The CUDA devices this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def shared_out(devices: Sequence[str], each: int, workers: int) -> list[str]:
+    """`each` of the devices for every worker, in turn, as CUDA_VISIBLE_DEVICES names them."""
+    turn = cycle(devices)
+    return [",".join(islice(turn, each)) for _ in range(workers)]
+
+
+def _serve(make: Callable[[], Does[Any, Any]], pipe: Connection, gpus: str | None) -> None:
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # CUDA is not asked for before the model is loaded
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     logging.getLogger("acedit").addHandler(logging.NullHandler())  # and speaks for us
     logging.getLogger("acedit").propagate = False

@@ -32,7 +32,7 @@ from acedit.benchmark.evaluate import PLANNED, edit_cases, shared_plan, size_of
 from acedit.benchmark.faults import Fault, audit, contradicting, counts, pack, without
 from acedit.benchmark.fluency import perplexity
 from acedit.benchmark.leak import LeakError
-from acedit.benchmark.pools import Inline, OnRay, Pool, Processes
+from acedit.benchmark.pools import Inline, OnRay, Pool, Processes, shared_out, visible_gpus
 from acedit.benchmark.ripple import RippleCase, RippleScorer
 from acedit.benchmark.score import Asked, Record, Scorer, distinct
 from acedit.benchmark.store import Outcome, Store, Unit
@@ -55,8 +55,8 @@ ASKED_IN_SEQUENCE = 100  # cases asked at a step of a sequence, spread over thos
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is made from. planned: the first cases of the run, from which methods that need a
-    plan of layers get one, the same on every worker, unless a `preset` names published ones. beside: all of
+    """What a worker is made from. plan: of layers, for methods that need one, unless a `preset` names
+    published ones; `run` makes it if not given, from `planned`, the first cases of the run. beside: all of
     its cases, whose hops are a case's neighbours where no facts are known. text: what key covariances are
     taken over, if not `text_of` what is known."""
 
@@ -69,6 +69,7 @@ class Job:
     known: tuple[Fact, ...] = ()
     beside: tuple[Case, ...] = ()
     planned: tuple[AnyCase, ...] = ()
+    plan: Plan | None = None
     preset: str = ""
     text: tuple[str, ...] = ()
     cache_dir: Path | None = None
@@ -103,7 +104,6 @@ class Worker:
             torch.set_num_threads(job.threads)
             lm = load(job.model, dtype=job.dtype, device_map=job.device_map)
         self._job, self._lm = job, lm
-        self._plan: Plan | None = None
         self._group = -1
         self._before = perplexity(lm)
         self._scorer: Scorer | RippleScorer | None = None
@@ -141,9 +141,7 @@ class Worker:
             return None, method
         if self._job.preset and method.ranged:
             return preset(self._job.preset).fitted(self._lm, method)
-        if self._plan is None:
-            self._plan = shared_plan(self._lm, self._job.planned, self._job.known, self._job.seed)
-        return self._plan, method
+        return self._job.plan, method
 
     def _one(self, item: Item) -> Outcome:
         scorer = self._asking(item)
@@ -287,7 +285,7 @@ def items_of(
     """Every item of a run, group by group, each unit keyed by all its result depends on; first: the number
     of the first group."""
     known = _digest([asdict(fact) for fact in job.known])
-    planned = _digest([_case_form(case) for case in job.planned])
+    planned = _digest(job.plan.to_json() if job.plan else [_case_form(case) for case in job.planned])
     beside = _digest([_case_form(case) for case in job.beside])
     text = _digest(job.text)
     items = []
@@ -409,6 +407,9 @@ def run(
         report.kept = sum(len(item.units) for item in items) - sum(len(item.units) for item in todo)
         if not todo:
             return report
+        if job.plan is None and any(i.method.planned and not (job.preset and i.method.ranged) for i in todo):
+            say("choosing layers")
+            job = replace(job, plan=_plan_of(job, own, store))
         pool = _pool(job, own, workers, ray, inline=lm is not None)
         del own
         try:
@@ -419,6 +420,18 @@ def run(
         finally:
             pool.close()
     return report
+
+
+def _plan_of(job: Job, lm: LanguageModel, store: Store) -> Plan:
+    """The layers of the run, those the store holds where they were chosen from the same."""
+    forms, facts = [_case_form(case) for case in job.planned], [asdict(fact) for fact in job.known]
+    of = _digest([lm.fingerprint, lm.device.type, job.seed, job.threads, forms, facts])
+    kept = store.meta("layers")
+    if kept is not None and kept["of"] == of:
+        return Plan.from_json(kept["plan"])
+    plan = shared_plan(lm, job.planned, job.known, job.seed)
+    store.set_meta({"layers": {"of": of, "plan": plan.to_json()}})
+    return plan
 
 
 @contextmanager
@@ -475,12 +488,15 @@ def _grouped(
 def _pool(
     job: Job, lm: LanguageModel, workers: int, ray: str | None, *, inline: bool
 ) -> Pool[Item, list[Outcome]]:
+    gpus = {p.device for p in lm.model.parameters() if p.device.type == "cuda"}
     if ray is not None:
-        gpus = {p.device for p in lm.model.parameters() if p.device.type == "cuda"}
         return OnRay(partial(Worker, job), workers, ray, gpus=float(len(gpus)))
     if workers == 1 or inline:
         return Inline(Worker(job, lm))
-    return Processes(partial(Worker, job), workers)
+    shares: list[str] = []
+    if gpus and ":" not in str(job.device_map):  # unless a device is named
+        shares = shared_out(visible_gpus(), len(gpus), workers)
+    return Processes(partial(Worker, job), workers, shares)
 
 
 def _drive(

@@ -298,13 +298,17 @@ def _skips(name: str) -> tuple[str, int, int] | None:
 
 def positions(rows: Rows) -> Table:
     """Accuracy by where the edited fact stands, which the paper never prints."""
-    columns = ("explicit", "middle", "implicit", "mixed", "direct", "cot")
+    columns = ["explicit", "middle", "implicit", "mixed", "direct", "cot"]
+    notes = ["over cases whose hops, continuation and question the unedited model answers as asked"]
+    if any(_picked(rows.of(method), ["left_out"]) for method in rows.methods):
+        columns.append("left_out")
+        notes.append("left_out: direct, where what follows from an edit is asked by no prompt of the edit")
     body = [(method, *(cell(_picked(rows.of(method), [c])) for c in columns)) for method in rows.methods]
     return Table(
         "By position (%): direct answers by where the edit stands; all of them, direct and in thought",
         ("editor", *columns),
         tuple(body),
-        ("over cases whose hops, continuation and question the unedited model answers as asked", *rows.notes),
+        (*notes, *rows.notes),
     )
 
 
@@ -542,7 +546,7 @@ def comparison(
         **{
             metric: [[metric]]
             for metric in (*SPECIFICITY, "specificity_chain", "explicit", "middle", "implicit", "mixed",
-                           "direct", "cot", "subset")
+                           "direct", "cot", "subset", "left_out")
         },
     }  # fmt: skip
     numbers = sorted({int(case["edits"]) for case in cases.values()})

@@ -86,6 +86,10 @@ class Method:
             raise UserError(f"method {self.name!r} has no edit prompts to prime: leave --cot-prompts out")
         return replace(self, name=f"{self.name}-cot", summary=f"{self.summary}; primed prompts", primed=True)
 
+    def leaving_out(self, share: float) -> "Method":
+        """This method, by the same name, with no prompt of a share of second relations (`Amounts`)."""
+        return replace(self, amounts=replace(self.amounts, left_out=share))
+
     def narrowed(self, rank: int) -> "Method":
         """This method with updates of at most this rank, for a small patch or an adapter to be served.
 
