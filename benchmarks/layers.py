@@ -200,8 +200,8 @@ def main() -> None:
         print(f"  {named(q, v):16}", "  ".join(f"{k} {x:.2f}" for k, x in row.items()))
     results = {named(q, v): final(q, v) for q, v in top}
     leader = max(results, key=lambda name: shares(results[name])["score"])
-    odd = {i for g, group in enumerate(groups) if g % 2 for i in group}
-    elsewhere_best = best_elsewhere(results, (odd, set(range(len(finals))) - odd))
+    halves = [{finals[i].id for group in groups[at::2] for i in group} for at in (0, 1)]
+    elsewhere_best = best_elsewhere(results, halves)
     print(f"\n{len(finals)} test cases; differences (% points) to the best of the sweep's five, picked on")
     print(f"the other half of the cases; in brackets to {leader}, the best over all")
     for name, records in results.items():

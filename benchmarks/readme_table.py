@@ -1,10 +1,11 @@
-"""What the README shows of results/: the main table, Table 2, and the demo's transcript.
+"""What the README and docs/results.md show of results/: the main table, Table 2, and the demo's transcript.
 
-    python benchmarks/readme_table.py            # writes them between the README's marks
+    python benchmarks/readme_table.py            # writes them between the marks
     python benchmarks/readme_table.py --check    # says whether they stand there as they should
 
 The main table is of `main_table.py`: means over seeds, n of all seeds together, a column a method and number
-of cases at once; of a method that was run with several settings the last stand here. Table 2 is the one that
+of cases at once; of a method that was run with several settings the last stand here. The README has some of
+its columns. Table 2 is the one that
 `acedit bench tables` left in results/bench_world, without the paper's columns. The transcript is of
 results/demo.txt (`acedit demo > results/demo.txt`): the first case's answers and the scores.
 """
@@ -12,6 +13,7 @@ results/demo.txt (`acedit demo > results/demo.txt`): the first case's answers an
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ COLUMNS = (
     ("batch1.json", "ace", "one at a time"),
     ("batch1.json", "pmet", "one at a time"),
 )
+SUMMARY = (COLUMNS[0], COLUMNS[2], COLUMNS[3], COLUMNS[6], COLUMNS[7])
 ROWS = (
     ("efficacy", "efficacy", "0.99 / 0.98"),
     ("paraphrase", "paraphrase", "0.97 / 0.95"),
@@ -51,9 +54,10 @@ def seedless(run: dict[str, Any]) -> dict[str, object]:
     return {name: value for name, value in run["settings"].items() if name != "seed"}
 
 
-def table() -> str:
+def table(shown: Sequence[tuple[str, str, str]]) -> str:
+    """A column for each of `shown`: a file of results/, a method in it, and what is said of it."""
     columns = []
-    for file, method, at_once in COLUMNS:
+    for file, method, at_once in shown:
         runs = json.loads((HERE / "results" / file).read_text("utf-8"))
         of_method = [run for run in runs if run["settings"]["method"] == method]
         some = [run for run in of_method if seedless(run) == seedless(of_method[-1])]
@@ -100,23 +104,26 @@ def demo() -> str:
     return "```\n" + "\n".join(line.rstrip() for line in shown) + "\n```\n"
 
 
-BLOCKS = {"table": table, "table 2": table_2, "demo": demo}
+BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
+    "demo": ("README.md", demo),
+    "summary": ("README.md", lambda: table(SUMMARY)),
+    "table": ("docs/results.md", lambda: table(COLUMNS)),
+    "table 2": ("docs/results.md", table_2),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    readme = HERE / "README.md"
-    text = readme.read_text("utf-8")
-    for name, make in BLOCKS.items():
+    for name, (file, make) in BLOCKS.items():
+        text = (HERE / file).read_text("utf-8")
         before, rest = text.split(f"<!-- {name} -->\n")
         made = f"{before}<!-- {name} -->\n{make()}<!-- /{name} -->" + rest.split(f"<!-- /{name} -->")[1]
         if args.check and made != text:
-            sys.exit(f"README's {name} is not what results/ hold: run benchmarks/readme_table.py")
-        text = made
-    if not args.check:
-        readme.write_text(text, "utf-8")
+            sys.exit(f"{file}'s {name} is not what results/ hold: run benchmarks/readme_table.py")
+        if not args.check:
+            (HERE / file).write_text(made, "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README says what results/ hold."""
+"""The README and docs/results.md say what results/ hold."""
 
 import subprocess
 import sys

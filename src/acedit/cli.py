@@ -176,6 +176,13 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--cot", action="store_true", help="think step by step first")
     ask.set_defaults(run=_ask)
 
+    own = commands.add_parser(
+        "cases", parents=[common, seeded, facts], help="questions about your edits, to evaluate them with"
+    )
+    own.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
+    own.add_argument("--out", metavar="FILE", required=True, help="cases in MQuAKE's format")
+    own.set_defaults(run=_cases, out_is_file=True)
+
     evaluate = commands.add_parser(
         "evaluate", parents=[common, seeded, loading, facts, text], help="score a patch or a method on cases"
     )
@@ -245,9 +252,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", metavar="N", type=whole(1), help="training steps (default: the shape's)")
     train.add_argument(
         "--shape",
-        choices=("bundled", "llama"),
+        choices=("bundled", "llama", "broad"),
         default="bundled",
-        help="the bundled model, or a second one of another family, depth and width",
+        help="the bundled model, a second one of another family, depth and width, or one taught more",
     )
     train.set_defaults(run=_world_train)
     shown = worlds.add_parser("show", parents=[common], help="what the world holds, and the model's scores")
@@ -755,6 +762,35 @@ def _lm_eval(args: argparse.Namespace) -> None:
         task: {k: v for k, v in row.items() if isinstance(v, (int, float))} for task, row in results.items()
     }
     write_result(args, "lm-eval", model=args.model, patches=list(args.patch), old=args.old, results=found)
+
+
+def _cases(args: argparse.Namespace) -> None:
+    from collections import Counter
+
+    from acedit.benchmark.own import own_cases
+    from acedit.knowledge.facts import cases_from, read_edits
+    from acedit.report.files import write_json
+
+    edits, known = read_edits(args.edits), _facts(args.edits, args.facts)
+    check_outputs(args)
+    rows = own_cases(edits, known, seed=args.seed)
+    if not rows:
+        raise UserError(f"{args.edits}: no edit's old object is given or known; give 'old', or --facts")
+    cases = cases_from(rows)
+    positions = Counter(case.position if case.questions else "no chain" for case in cases)
+    write_json(args.out, rows)
+    said = ", ".join(f"{n} {position}" for position, n in sorted(positions.items()))
+    print(f"{len(rows)} cases ({said}) in {args.out}")
+    print("edit and evaluate with this file in place of the edits', so that no prompt is what scores them")
+    write_result(
+        args,
+        "cases",
+        seed=args.seed,
+        edits=len(edits),
+        cases=len(rows),
+        positions=dict(positions),
+        out=args.out,
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> None:

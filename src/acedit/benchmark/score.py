@@ -221,7 +221,7 @@ class Scorer:
                 if end - start < 2:
                     continue
                 facts = case.after.facts[start:end]
-                wordings = [_scoring(fact.relation) for fact in facts]
+                wordings = [scoring_wordings(fact.relation) for fact in facts]
                 if all(w.phrases for w in wordings[:-1]) and wordings[-1].questions:
                     question = chain_question(facts[0].subject, wordings, rng)
                     hop = case.hops_after[end - 1]
@@ -362,13 +362,13 @@ def _follows_left_out(case: Case, share: float) -> bool:
     )
 
 
-def _scoring(relation: Relation) -> Relation:
-    """The wordings a relation is scored with: those held out, else its own."""
+def scoring_wordings(relation: Relation) -> Relation:
+    """The wordings that a relation is scored with: those held out, else its own."""
     return held_out(relation.id) or relation
 
 
 def _question(fact: Fact, rng: random.Random) -> str:
-    wording = _scoring(fact.relation)
+    wording = scoring_wordings(fact.relation)
     if wording.questions:
         return direct_prompt(rng.choice(wording.questions).format(fact.subject))
     return rng.choice(wording.prompts).format(fact.subject)
@@ -416,7 +416,7 @@ def _neighbours(
             if on and found < 3:
                 found += 1
                 end = rng.choice(on)
-                hops = [_scoring(fact.relation), _scoring(end.relation)]
+                hops = [scoring_wordings(fact.relation), scoring_wordings(end.relation)]
                 if not (hops[0].phrases and hops[1].questions):
                     continue
                 text = direct_prompt(chain_question(fact.subject, hops, rng))

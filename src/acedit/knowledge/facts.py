@@ -96,7 +96,8 @@ class Hop:
 @dataclass(frozen=True)
 class Case:
     """A MQuAKE item. `edited` are the indices of edited hops in the chain after the edit; `paraphrases`
-    holds, for each edit, the wordings that score it; `raw` is the item as it was, unknown fields kept."""
+    holds, for each edit, the wordings that score it; a chain of one hop has no `questions`; `raw` is the
+    item as it was, unknown fields kept."""
 
     id: str
     edits: tuple[Edit, ...]
@@ -181,7 +182,10 @@ def read_rows(path: str | Path) -> list[Any]:
 def cases_in(path: str | Path, rows: list[Any]) -> list[Case]:
     """The cases of a file's rows. Raises UserError naming `path`, field and mend."""
     if not _is_mquake(rows):
-        raise UserError(f"{path}: these are not MQuAKE cases (no requested_rewrite); give a file of cases")
+        raise UserError(
+            f"{path}: these are not MQuAKE cases (no requested_rewrite); give a file of cases, or make one "
+            "of edits with 'acedit cases'"
+        )
     return cases_from(rows, path)
 
 
@@ -461,7 +465,11 @@ class _Item:
         prompt = at.template("prompt", at.text("prompt"))
         id = at.text("relation_id")
         known = mquake().get(id)
-        if known is None or known.prompt != prompt:
+        if "wordings" in at.row:
+            own = at.child("wordings")
+            texts = {kind: own.templates(kind) for kind in ("prompts", "questions", "phrases")}
+            known = Relation(id, (prompt, *texts["prompts"][1:]), texts["questions"], texts["phrases"], id)
+        elif known is None or known.prompt != prompt:
             question = at.text("question", optional=True).replace(at.name("subject"), "{}", 1)
             known = Relation(
                 id=id,
@@ -503,7 +511,7 @@ class _Item:
             held = held_out(edit.relation.id)
             paraphrases.append(own or ((*held.prompts, *held.questions) if held else ()))
         questions = at.texts("questions")
-        if not questions:
+        if not questions and len(after.facts) > 1:
             raise at.fail("questions", "is missing or empty", "give at least one multi-hop question")
         if not all(question.strip() for question in questions):
             raise at.fail("questions", "holds an empty one", "take it out")
