@@ -102,7 +102,8 @@ class Kept:
             self.rows[name] = make()
             print(f"{name}: {perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
             partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.rows, indent=1))
+            lines = (f"{json.dumps(name)}: {json.dumps(row)}" for name, row in self.rows.items())
+            partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
             partial.replace(self.path)
         return self.rows[name]
 
