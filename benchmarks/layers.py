@@ -18,7 +18,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 from time import perf_counter
 
@@ -58,35 +58,45 @@ def shares(records: Sequence[Record]) -> dict[str, float]:
     return {**found, "score": sum(found.values()) / len(found)}
 
 
-def paired(
-    ours: Sequence[Record], theirs: Sequence[Record], draws: int = 2000
-) -> tuple[float, float, float, int]:
-    """Difference of the score (ours - theirs), % points, its interval over cases drawn together; n."""
-    cases = sorted({r.case for r in ours})
-    place = {case: i for i, case in enumerate(cases)}
+def tally(records: Sequence[Record], groups: Sequence[Set[str]]) -> np.ndarray:
+    """Right and asked, by kind and by group of cases edited together: (2, n_kinds, n_groups)."""
     names = sorted(set(GROUPS.values()))
-    sums, counts = np.zeros((2, len(names), len(cases))), np.zeros((2, len(names), len(cases)))
-    for side, records in enumerate((ours, theirs)):
-        for r in records:
-            if r.metric in GROUPS and r.passed:
-                at = names.index(GROUPS[r.metric]), place[r.case]
-                sums[side][at] += r.right
-                counts[side][at] += 1
-    picks = np.random.default_rng(0).integers(0, len(cases), (draws, len(cases)))
-    each = sums[:, :, picks].sum(-1) / np.maximum(1, counts[:, :, picks].sum(-1))
-    scores = 100 * each.mean(1)
-    value = 100 * (sums.sum(-1) / counts.sum(-1)).mean(1)
-    low, high = np.percentile(scores[0] - scores[1], [2.5, 97.5])
-    return float(value[0] - value[1]), float(low), float(high), int(counts[0].sum())
+    group_of = {case: g for g, group in enumerate(groups) for case in group}
+    sums = np.zeros((2, len(names), len(groups)))
+    for r in records:
+        if r.metric in GROUPS and r.passed:
+            at = names.index(GROUPS[r.metric]), group_of[r.case]
+            sums[0][at] += r.right
+            sums[1][at] += 1
+    return sums
 
 
-def best_elsewhere(results: Mapping[str, Sequence[Record]], halves: Sequence[Set[int]]) -> list[Record]:
-    """The records of each half of the cases under the result that scores best on the other half."""
-    found: list[Record] = []
-    for here, there in (halves, halves[::-1]):
-        leader = max(results, key=lambda name: shares([r for r in results[name] if r.case in there])["score"])
-        found += [r for r in results[leader] if r.case in here]
-    return found
+def against_best(
+    ours: np.ndarray, results: Sequence[np.ndarray], draws: int = 2000
+) -> tuple[float, float, float]:
+    """By how many % points the score of `ours` differs from that of the best of `results`, with an interval.
+
+    All are tallies. The best is picked on the other half of the groups; groups are drawn together, since
+    cases of one share a patch, and the best is picked anew in every draw.
+    """
+    every = np.stack([ours, *results])
+    halves = [np.arange(at, every.shape[-1], 2) for at in (0, 1)]
+    rng = np.random.default_rng(0)
+
+    def score(sums: np.ndarray) -> float:
+        return 100 * float((sums[0] / np.maximum(1, sums[1])).mean())
+
+    def difference(drawn: Sequence[np.ndarray]) -> float:
+        mine, best = np.zeros(every.shape[1:3]), np.zeros(every.shape[1:3])
+        for here, there in (drawn, drawn[::-1]):
+            leader = max(range(1, len(every)), key=lambda r: score(every[r][:, :, there].sum(-1)))
+            mine += every[0][:, :, here].sum(-1)
+            best += every[leader][:, :, here].sum(-1)
+        return score(mine) - score(best)
+
+    some = [difference([rng.choice(half, len(half)) for half in halves]) for _ in range(draws)]
+    low, high = np.percentile(some, [2.5, 97.5])
+    return difference(halves), float(low), float(high)
 
 
 class Kept:
@@ -123,6 +133,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
+    if args.finals <= args.batch:
+        raise SystemExit(
+            "--finals: ask for more than one --batch, since the best is picked on the other half"
+        )
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     kept = Kept(out)
@@ -201,24 +215,26 @@ def main() -> None:
         print(f"  {named(q, v):16}", "  ".join(f"{k} {x:.2f}" for k, x in row.items()))
     results = {named(q, v): final(q, v) for q, v in top}
     leader = max(results, key=lambda name: shares(results[name])["score"])
-    halves = [{finals[i].id for group in groups[at::2] for i in group} for at in (0, 1)]
-    elsewhere_best = best_elsewhere(results, halves)
+    together = [{finals[i].id for i in group} for group in groups]
+    tallies = {name: tally(records, together) for name, records in results.items()}
     print(f"\n{len(finals)} test cases; differences (% points) to the best of the sweep's five, picked on")
     print(f"the other half of the cases; in brackets to {leader}, the best over all")
     for name, records in results.items():
         print(f"  sweep {name:16} {100 * shares(records)['score']:.1f}")
     for name, plan in plans.items():
         records = final(plan["query"], plan["value"])
-        value, low, high, n = paired(records, elsewhere_best)
-        flattered = paired(records, results[leader])[0]
+        ours = tally(records, together)
+        elsewhere_best, here_best = (
+            "{:+.1f} [{:+.1f}, {:+.1f}]".format(*against_best(ours, some))
+            for some in (list(tallies.values()), [tallies[leader]])
+        )
         own = pairs.get((tuple(plan["query"]), tuple(plan["value"])))
         place = (
             "not" if own is None else f"{1 + sum(score > own for score in pairs.values())} of {len(pairs)}"
         )
         print(
             f"  {name:12} {named(plan['query'], plan['value']):16} {100 * shares(records)['score']:.1f}"
-            f"  {value:+.1f} [{low:+.1f}, {high:+.1f}] ({flattered:+.1f}), {n} questions;"
-            f" {place} in the sweep"
+            f"  {elsewhere_best} ({here_best}), {ours[1].sum():.0f} questions; {place} in the sweep"
         )
     figures = plans["located"]
     single = range(lm.n_layers)

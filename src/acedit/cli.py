@@ -25,7 +25,7 @@ from acedit.errors import UserError
 if TYPE_CHECKING:
     from acedit.attribution.locate import Location
     from acedit.editing.patch import Patch
-    from acedit.knowledge.facts import Fact
+    from acedit.knowledge.facts import Case, Fact
     from acedit.lm.model import LanguageModel
 
 
@@ -421,16 +421,14 @@ def _world_facts() -> "list[Fact]":
     return facts_of(build_world(), [])
 
 
-def _scored(path: str) -> tuple[set[str], set[str]]:
-    """Where the questions start and what they say, if the edits' file (read before) is one of cases."""
-    from acedit.benchmark.leak import scored_texts, starts
-    from acedit.knowledge.facts import read_cases
+def _cases_of(path: str) -> "list[Case]":
+    """The cases of an edits' file (read before); none if it holds edits and asks nothing."""
+    from acedit.knowledge.facts import cases_in, is_mquake, read_rows
 
-    try:
-        cases = read_cases(path)
-    except UserError:
-        return set(), set()
-    return starts(cases), scored_texts(cases)
+    rows = read_rows(path)
+    if not is_mquake(rows) or not any("questions" in row for row in rows if isinstance(row, dict)):
+        return []
+    return cases_in(path, rows)
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -625,7 +623,9 @@ def _edit(args: argparse.Namespace) -> None:
     from acedit.report.files import edit_rows
 
     edits, known, text = read_edits(args.edits), _facts(args.edits, args.facts), given_text(args.text)
+    cases = _cases_of(args.edits)
     check_outputs(args)
+    from acedit.benchmark.leak import scored_texts, starts, without_scored
     from acedit.editing.methods import method
 
     chosen = method(args.method).skipping(query=args.skip_query, value=args.skip_value)
@@ -644,17 +644,16 @@ def _edit(args: argparse.Namespace) -> None:
 
         progress.say(preset(args.preset).said)
         plan, chosen = preset(args.preset).fitted(lm, chosen)
-    starts, avoid = _scored(args.edits)
-    if starts:
+    if cases:
         progress.say("the edits come in cases: no prompt starts where one of their questions does, or is one")
     began = time.monotonic()
     patch = edit(
         lm,
         edits,
-        known=known,
+        known=without_scored(known, cases),
         method=chosen,
-        exclude={*args.exclude, *starts},
-        avoid=avoid,
+        exclude={*args.exclude, *starts(cases)},
+        avoid=scored_texts(cases),
         plan=plan,
         seed=args.seed,
         text=text,
@@ -774,14 +773,14 @@ def _cases(args: argparse.Namespace) -> None:
     edits, known = read_edits(args.edits), _facts(args.edits, args.facts)
     check_outputs(args)
     rows = own_cases(edits, known, seed=args.seed)
-    if not rows:
-        raise UserError(f"{args.edits}: no edit's old object is given or known; give 'old', or --facts")
     cases = cases_from(rows)
     positions = Counter(case.position if case.questions else "no chain" for case in cases)
     write_json(args.out, rows)
     said = ", ".join(f"{n} {position}" for position, n in sorted(positions.items()))
     print(f"{len(rows)} cases ({said}) in {args.out}")
     print("edit and evaluate with this file in place of the edits', so that no prompt is what scores them")
+    if len(known) > len(given_facts(args.facts)):
+        print(f"and with --facts {args.edits}, since the known facts are not in it")
     write_result(
         args,
         "cases",

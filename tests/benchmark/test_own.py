@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from acedit.benchmark.leak import LeakError, check, scored_texts, starts
+from acedit.benchmark.leak import LeakError, check, scored_texts, starts, without_scored
 from acedit.benchmark.own import own_cases
 from acedit.benchmark.score import Scorer, summarise
+from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, reserved
 from acedit.knowledge.facts import Edit, Fact, cases_from, read_cases, read_edits, read_facts
 from acedit.knowledge.relations import Relation, held_out, mquake
@@ -47,9 +48,9 @@ def test_positions_take_turns_and_chains_hold(edits: list[Edit], known: list[Fac
     assert min(counts.values()) >= 5, counts
     for case in chained:
         assert all(facts[f.key] == f.object for f in case.before.facts)
-        assert [f for j, f in enumerate(case.after.facts) if j not in case.edited] == [
-            f for f in case.after.facts if f.key != case.edits[0].key
-        ]
+        (at,) = case.edited
+        assert case.after.facts[at].object == case.edits[0].target
+        assert all(facts[f.key] == f.object for j, f in enumerate(case.after.facts) if j != at)
         assert case.new_answer != case.answer
         assert len(set(case.questions)) == len(case.questions) >= 2
 
@@ -60,9 +61,18 @@ def test_no_prompt_is_what_scores(edits: list[Edit], known: list[Fact]) -> None:
     kept = {"exclude": starts(cases), "avoid": scored_texts(cases)}
     check(Composer(edits, known, **kept).prompts(), cases)
     mine = [Edit("Acme", LEADS, "Ann Lee", "Bo Ray")]
-    own = cases_from(own_cases(mine, [Fact("Bo Ray", CITIZEN, "Peru"), Fact("Ann Lee", CITIZEN, "Chile")]))
+    citizens = {"Bo Ray": "Peru", "Ann Lee": "Chile", "Yan": "Chile"}
+    facts = [Fact(s, CITIZEN, o) for s, o in citizens.items()] + [
+        Fact(f"Corp {i}", LEADS, "Yan") for i in "abcdefgh"
+    ]
+    own = cases_from(own_cases(mine, facts))
     with pytest.raises(LeakError):
-        check(Composer(mine, []).prompts(), own)
+        check(Composer(mine, facts).prompts(), own)
+    kept = {"exclude": starts(own), "avoid": scored_texts(own)}
+    clear = Composer([own[0].edits[0]], without_scored(facts, own), **kept).prompts()
+    check(clear, own)
+    assert any("Who leads" in p.text for p in clear)
+    assert not any("Who heads" in p.text for p in clear), "not of anybody else either"
 
 
 def test_leads_are_facts_that_no_prompt_uses(edits: list[Edit], known: list[Fact]) -> None:
@@ -72,6 +82,54 @@ def test_leads_are_facts_that_no_prompt_uses(edits: list[Edit], known: list[Fact
             lead = case.after.facts[0]
             others = [f for f in known if f.object == lead.object and reserved(*f.key)]
             assert reserved(*lead.key) or not others
+
+
+def test_edits_of_one_subject_leave_a_way_in() -> None:
+    """However many they are, questions start from one of two entities that lead to it."""
+    names = [name for name in "ABCDEFGHIJ" if not reserved(name, "leads")][:2]
+    facts = [Fact(name, LEADS, "Ann") for name in names]
+    edits = [
+        Edit("Ann", relation, f"new {i}", f"old {i}") for i, relation in enumerate((CITIZEN, CAPITAL, HEAD))
+    ]
+    cases = cases_from(own_cases(edits, facts))
+    assert [case.position for case in cases] == ["implicit"] * 3
+    assert len(starts(cases)) == 1
+
+
+def test_a_lead_that_makes_no_chain_is_passed_over() -> None:
+    facts = [Fact(name, LEADS, "Ann") for name in ("Chile", "Bob", "Cy", "Di")]
+    found = {
+        cases_from(own_cases([Edit("Ann", CITIZEN, "Peru", "Chile")], facts, seed=seed))[0].start
+        for seed in range(8)
+    }
+    assert "Chile" not in found
+
+
+def test_known_aliases_of_the_old_object_count() -> None:
+    facts = [Fact("Ann", CITIZEN, "Chile", ("CL",))]
+    (case,) = cases_from(own_cases([Edit("Ann", CITIZEN, "Peru", "Chile")], facts))
+    assert case.hops_before[0].aliases == ("CL",)
+
+
+def test_wordings_that_are_the_users_own_do_not_score() -> None:
+    """MQuAKE's held-out wordings, given as the edit's: the edit keeps them, and the rest scores."""
+    held = held_out("P27")
+    assert held is not None
+    taken = Relation("P27", held.prompts[:1], held.questions[:1], held.phrases)
+    (case,) = cases_from(own_cases([Edit("Ann", taken, "Peru", "Chile")], []))
+    assert case.edits[0].relation.questions == taken.questions
+    assert set(case.paraphrases[0]) == {*held.prompts[1:], *held.questions[1:]}
+    whole = Relation("P27", held.prompts, held.questions, held.phrases)
+    (case,) = cases_from(own_cases([Edit("Ann", whole, "Peru", "Chile")], []))
+    assert case.paraphrases == ((held.questions[-1],),)
+    assert case.edits[0].relation.questions == held.questions[:-1]
+
+
+def test_wordings_of_a_file_start_with_the_rows_prompt() -> None:
+    rows = own_cases([Edit("Acme", LEADS, "Ann Lee", "Bo Ray")], [])
+    rows[0]["requested_rewrite"][0]["prompt"] = "{} is run by"
+    with pytest.raises(UserError, match="prompts does not start with"):
+        cases_from(rows)
 
 
 def test_another_seed_asks_otherwise_and_the_same_one_the_same(edits: list[Edit], known: list[Fact]) -> None:
@@ -118,9 +176,11 @@ def test_an_edit_without_a_chain_is_asked_alone(known: list[Fact]) -> None:
 
 def test_old_objects_come_from_what_is_known(caplog: pytest.LogCaptureFixture) -> None:
     edits = [Edit("Ann", CITIZEN, "Peru"), Edit("Bo", CITIZEN, "Peru")]
-    (case,) = cases_from(own_cases(edits, [Fact("Ann", CITIZEN, "Chile")]))
-    assert (case.edits[0].subject, case.answer) == ("Ann", "Chile")
-    assert "'Bo'" in caplog.text and "give the edit its 'old' object" in caplog.text
+    edits.append(Edit("Cy", CITIZEN, "Peru"))  # which is what is known already
+    facts = [Fact("Ann", CITIZEN, "Chile"), Fact("Cy", CITIZEN, "Peru")]
+    cases = cases_from(own_cases(edits, facts))
+    assert [case.edits[0].old for case in cases] == ["Chile", "", ""]
+    assert "'Bo' with" in caplog.text and "'Cy' with" in caplog.text and "'Ann'" not in caplog.text
 
 
 def test_from_the_command_line(run: Run, tmp_path: Path) -> None:
@@ -140,12 +200,14 @@ def test_from_the_command_line(run: Run, tmp_path: Path) -> None:
     assert len(read_cases(out)) == 1 and len(read_facts(tmp_path / "edits.json")) == 2
     code, _, err = run("evaluate", "bundled", tmp_path / "edits.json")
     assert code == 2 and "acedit cases" in err
-    (tmp_path / "bare.json").write_text(json.dumps([{"subject": "Bo", "relation": "P27", "target": "Peru"}]))
-    code, _, err = run("cases", tmp_path / "bare.json", "--out", tmp_path / "none.json")
-    assert code == 2 and "give 'old', or --facts" in err and not (tmp_path / "none.json").exists()
+    assert f"with --facts {tmp_path / 'edits.json'}" in said
+    rows = json.loads(out.read_text())
+    out.write_text(json.dumps([{**rows[0], "questions": []}]))
+    code, _, err = run("edit", "bundled", out, "--out", tmp_path / "patch")
+    assert code == 2 and "questions is missing or empty" in err and not (tmp_path / "patch").exists()
 
 
 def test_mquake_cases_still_need_questions() -> None:
     rows = make_cases(build_world(), seed=0, n=1)
-    with pytest.raises(Exception, match="questions is missing or empty"):
+    with pytest.raises(UserError, match="questions is missing or empty"):
         cases_from([{**rows[0], "questions": []}])

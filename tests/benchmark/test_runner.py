@@ -147,6 +147,20 @@ def test_layers_are_chosen_once_a_run(
     assert chosen == [0, 0, 1]
 
 
+def test_what_needs_layers_fails_where_none_can_be_chosen(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: Any) -> Any:
+        raise RuntimeError("out of\n memory")
+
+    monkeypatch.setattr(runner, "shared_plan", failing)
+    report = run(replace(job, plan=None), cases[:1], METHODS, folder=tmp_path, lm=lm)
+    assert report.made == 1
+    ((unit, error),) = report.failed
+    assert unit.method == "memit"
+    assert error.endswith("no layers were chosen: RuntimeError: out of memory")
+
+
 @pytest.mark.parametrize("ray", [None, "local"])
 def test_two_workers_make_the_same_table(
     ray: str | None, whole: Path, job: Job, cases: list[Case], tmp_path: Path

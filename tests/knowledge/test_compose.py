@@ -13,6 +13,7 @@ from acedit.knowledge.compose import (
     belief_texts,
     chain_cloze,
     chain_question,
+    left_out,
     reserved,
 )
 from acedit.knowledge.facts import Edit, Fact
@@ -174,6 +175,22 @@ def test_every_consequence_is_asked_unless_left_out(world: World, known: list[Fa
     ]
     assert len(follows) > 12
     assert set(follows) <= asked
+
+
+def test_what_is_left_out_is_not_asked_through_another_edit_either() -> None:
+    """Ann's spouse is edited, and that one's country too: what follows from it is left out for the spouse."""
+    spouse, citizen, capital = (mquake()[id] for id in ("P26", "P27", "P36"))
+    names = [f"Bo {i}" for i in range(99)]
+    first = next(name for name in names if not left_out(name, "P27", 0.3))
+    second = next(name for name in names if left_out(name, "P36", 0.3))
+    edits = [Edit(first, spouse, second, "Cy"), Edit(second, citizen, "Chile", "Peru")]
+    facts = [Fact("Chile", capital, "Santiago"), Fact("Peru", capital, "Lima")]
+    said = []
+    for share in (0.0, 0.3):
+        prompts = Composer(edits, facts, amounts=Amounts(ripple=24, left_out=share)).prompts()
+        said.append({p.answer for p in prompts if p.edit == 0})
+    assert "Santiago" in said[0] and "Santiago" not in said[1]
+    assert "Chile" in said[1]
 
 
 def test_middle_prompts_share_out_the_ways_on(world: World, known: list[Fact]) -> None:

@@ -10,7 +10,9 @@ Facts that specificity is measured on are kept out where prompts are made (`comp
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from acedit.benchmark.ripple import RippleCase
 from acedit.knowledge.compose import Prompt, holds
@@ -45,6 +47,23 @@ def _named(subject: str, tests: str) -> bool:
 def scored_texts(cases: Sequence[Case | RippleCase]) -> set[str]:
     """Every scored question, and every scored wording of an edit, subject filled in."""
     return {text for case in cases for text in case.scored_texts}
+
+
+def without_scored(known: Sequence[Fact], cases: Sequence[Case | RippleCase]) -> list[Fact]:
+    """`known`, their relations without the questions that score an edit, whoever they are asked of."""
+    scored: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        if isinstance(case, Case):
+            for edit, wordings in zip(case.edits, case.paraphrases, strict=True):
+                scored[edit.relation.id].update(wordings)
+    found = []
+    for fact in known:
+        relation = fact.relation
+        if not scored[relation.id].isdisjoint(relation.questions):
+            kept = tuple(q for q in relation.questions if q not in scored[relation.id])
+            fact = replace(fact, relation=replace(relation, questions=kept))
+        found.append(fact)
+    return found
 
 
 def check(prompts: Sequence[Prompt], cases: Sequence[Case | RippleCase]) -> None:

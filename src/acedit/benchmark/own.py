@@ -2,28 +2,29 @@
 
     rows = own_cases(edits, known)                  # MQuAKE items, one an edit
     cases = cases_from(rows)
-    patch = edit(lm, edits, known=known, exclude=starts(cases), avoid=scored_texts(cases))
+    patch, _ = edit_cases(lm, cases, method("ace"), known=known)
     evaluate(lm, cases, patch=patch, known=known)
 
 A case asks for an edit's fact in the wordings held out for scoring, and for a chain through it that known
 facts supply: what leads to the subject, what follows from the new object, or both, by turns over the edits.
 
-Footguns: an edit has to be made with the cases at hand, else its prompts may be what scores it (`acedit edit`
-does so when it is given the cases' file). A relation of one's own has no wordings held out: its last
-question scores, and the edit does without it. What the model knows is not asked here but by the Scorer,
-which counts only chains that the unedited model answers.
+Footguns: an edit has to be made from the cases, not from what they were made of, else its prompts may be
+what scores it (`acedit edit` takes the cases' file in place of the edits'). A relation of one's own has no
+wordings held out: its last question scores, if it has several, and the edit does without that one. What
+the model knows is not asked here but by the Scorer, which counts only chains that it answers unedited.
 """
 
 import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from acedit.benchmark.score import scoring_wordings
 from acedit.knowledge.compose import chain_question, reserved
 from acedit.knowledge.facts import Edit, Fact
-from acedit.knowledge.relations import mquake
+from acedit.knowledge.relations import Relation, held_out, mquake
 
 log = logging.getLogger("acedit")
 
@@ -45,30 +46,29 @@ class Way(NamedTuple):
 
 
 def own_cases(edits: Sequence[Edit], known: Sequence[Fact], *, seed: int = 0) -> list[dict[str, Any]]:
-    """An item in MQuAKE's format for each edit whose old object is given or known; others are left out, with
-    a notice.
+    """An item in MQuAKE's format for each edit.
 
     The kind of chain is one that fewest edits before had, of those that `known` has facts for; without any,
-    the case is of one hop, and is asked no chain. A chain leads to the subject over a fact that no prompt of
-    an edit uses (`compose.reserved`); where there is none, over one of several, whose subject the edit must
-    then leave alone. seed: which facts and wordings are drawn.
+    or where the old object is neither given nor known (which is said), the case is of one hop, and no chain
+    is asked. A chain leads to the subject over a fact that no prompt of an edit uses (`compose.reserved`);
+    where there is none, over one of several, whose subject the edit must then leave alone. seed: which
+    facts and wordings are drawn.
     """
-    paths = _Paths(edits, known)
+    paths = _Paths(edits, known, seed)
     used: Counter[str] = Counter()
     items = []
     for i, edit in enumerate(edits):
         rng = random.Random(f"{seed}/own/{edit.subject}/{edit.relation.id}")
-        old = edit.old or paths.objects.get(edit.key, "")
-        if not old:
+        old = paths.before(edit)
+        if old is None:
             log.warning(
-                "%r with %s is left out: give the edit its 'old' object, or the fact among those known",
+                "%r with %s is asked no chain: give the edit its 'old' object, or the fact among those known",
                 edit.subject, edit.relation.name or edit.relation.id,
             )  # fmt: skip
-            continue
-        ways = paths.around(edit, old, rng)
+        ways = paths.around(edit, old, rng) if old is not None else {}
         position = min(ways, key=lambda name: used[name], default="")
         used[position] += 1
-        alone = Way((Fact(edit.subject, edit.relation, old),), (edit.fact,), 0)
+        alone = Way((old or edit.fact,), (edit.fact,), 0)
         items.append(_item(f"own-{i}", edit, ways.get(position, alone), rng))
     return items
 
@@ -76,62 +76,84 @@ def own_cases(edits: Sequence[Edit], known: Sequence[Fact], *, seed: int = 0) ->
 class _Paths:
     """Known facts by what they start and end in."""
 
-    def __init__(self, edits: Sequence[Edit], known: Sequence[Fact]) -> None:
-        self.objects = {fact.key: fact.object for fact in known}
+    def __init__(self, edits: Sequence[Edit], known: Sequence[Fact], seed: int) -> None:
         edited = {edit.key for edit in edits}
+        self._known = {fact.key: fact for fact in known}
         self._onward: Mapping[str, list[Fact]] = defaultdict(list)
-        self._leading: Mapping[str, list[Fact]] = defaultdict(list)
+        leading: Mapping[str, list[Fact]] = defaultdict(list)
         for fact in known:
             if fact.key not in edited:
                 self._onward[fact.subject].append(fact)
-                self._leading[fact.object].append(fact)
+                if _scored(fact.relation).phrases:
+                    leading[fact.object].append(fact)
+        self._leading = {
+            name: _spared(leading[name], random.Random(f"{seed}/own/{name}"))
+            for name in dict.fromkeys(edit.subject for edit in edits)
+        }
 
-    def around(self, edit: Edit, old: str, rng: random.Random) -> dict[str, Way]:
+    def before(self, edit: Edit) -> Fact | None:
+        """The edited fact as it was; None where its object is not known, or is the new one."""
+        fact = self._known.get(edit.key)
+        old = edit.old or (fact.object if fact is not None else "")
+        if old in ("", edit.target):
+            return None
+        aliases = fact.aliases if fact is not None and fact.object == old else ()
+        return Fact(edit.subject, edit.relation, old, aliases)
+
+    def around(self, edit: Edit, was: Fact, rng: random.Random) -> dict[str, Way]:
         """By where the edit stands in it, a chain that the known facts make through it."""
-        was, now = Fact(edit.subject, edit.relation, old), edit.fact
-        lead, follow = self._lead(edit, rng), self._follow(edit, old, rng)
+        leads: list[Path] = [(fact,) for fact in self._leading[edit.subject]]
+        follows = self._follows(edit, was)
+        rng.shuffle(follows)
         found = {}
         for position, (led, followed) in POSITIONS.items():
-            if (led and not lead) or (followed and not follow):
-                continue
-            front: Path = lead if led else ()
-            ends: tuple[Path, Path] = follow if followed and follow else ((), ())
-            before, after = (*front, was, *ends[0]), (*front, now, *ends[1])
-            if _askable(before) and _askable(after):
-                found[position] = Way(before, after, len(front))
+            ways = (
+                Way((*front, was, *old), (*front, edit.fact, *new), len(front))
+                for front in (leads if led else [()])
+                for old, new in (follows if followed else [((), ())])
+            )
+            way = next((w for w in ways if _askable(w.before) and _askable(w.after)), None)
+            if way is not None:
+                found[position] = way
         return found
 
-    def _lead(self, edit: Edit, rng: random.Random) -> Path:
-        """What leads to the subject: by a fact that no prompt uses, if need be one of several others."""
-        facts = [f for f in self._leading[edit.subject] if scoring_wordings(f.relation).phrases]
-        kept = [f for f in facts if reserved(*f.key)]
-        usable = kept or (facts if len(facts) > 1 else [])
-        return (rng.choice(usable),) if usable else ()
-
-    def _follow(self, edit: Edit, old: str, rng: random.Random) -> tuple[Path, Path] | None:
+    def _follows(self, edit: Edit, was: Fact) -> list[tuple[Path, Path]]:
         """What follows by one relation from the old object and from the new one, where they differ."""
-        if not scoring_wordings(edit.relation).phrases:
-            return None
-        old_ones = {fact.relation.id: fact for fact in self._onward[old]}
-        pairs = [
+        if not _scored(edit.relation).phrases:
+            return []
+        old_ones = {fact.relation.id: fact for fact in self._onward[was.object]}
+        return [
             ((old_ones[fact.relation.id],), (fact,))
             for fact in self._onward[edit.target]
-            if fact.relation.id in old_ones
-            and scoring_wordings(fact.relation).questions
-            and old_ones[fact.relation.id].object != fact.object
+            if fact.relation.id in old_ones and old_ones[fact.relation.id].object != fact.object
         ]
-        return rng.choice(pairs) if pairs else None
+
+
+def _spared(leads: Sequence[Fact], rng: random.Random) -> list[Fact]:
+    """Of what leads to a subject, what a question may start with: facts that no prompt uses, or else one of
+    several, so that prompts have others to start from."""
+    kept = [fact for fact in leads if reserved(*fact.key)]
+    if kept:
+        return rng.sample(kept, k=len(kept))
+    return rng.sample(leads, k=1) if len(leads) > 1 else []
+
+
+def _scored(relation: Relation) -> Relation:
+    """The wordings a relation is asked in here: those held out, for one's own its last question."""
+    if held_out(relation.id) is not None:
+        return scoring_wordings(relation)
+    return replace(relation, questions=relation.questions[-1:])
 
 
 def _askable(path: Path) -> bool:
     """Whether no entity comes twice, and the last hop can be asked for."""
     names = [path[0].subject, *(fact.object for fact in path)]
-    return len(set(names)) == len(names) and bool(scoring_wordings(path[-1].relation).questions)
+    return len(set(names)) == len(names) and bool(_scored(path[-1].relation).questions)
 
 
 def _item(id: str, edit: Edit, way: Way, rng: random.Random) -> dict[str, Any]:
     before, after = way.before, way.after
-    wordings = [scoring_wordings(fact.relation) for fact in after]
+    wordings = [_scored(fact.relation) for fact in after]
     draws = DRAWS if len(after) > 1 else 0
     questions = dict.fromkeys(chain_question(after[0].subject, wordings, rng) for _ in range(draws))
     return {
@@ -154,22 +176,30 @@ def _item(id: str, edit: Edit, way: Way, rng: random.Random) -> dict[str, Any]:
 
 
 def _rewrite(edit: Edit, old: str) -> dict[str, Any]:
-    relation = edit.relation
-    row = {
+    relation, held = edit.relation, held_out(edit.relation.id)
+    own = {*relation.prompts, *relation.questions}
+    scored = [text for text in (*held.prompts, *held.questions) if text not in own] if held else []
+    written = list(relation.questions)
+    if not scored and len(written) > 1:
+        scored = [written.pop()]
+    return {
         "prompt": relation.prompt,
         "relation_id": relation.id,
         "target_new": {"str": edit.target},
-        "target_true": {"str": old},
+        **({"target_true": {"str": old}} if old != edit.target else {}),
         "subject": edit.subject,
         "question": _asked(edit.fact),
+        "scored_paraphrases": scored,
+        **_own_wordings(replace(relation, questions=tuple(written))),
     }
-    if mquake().get(relation.id) != relation:
-        scored = relation.questions[1:][-1:]
-        written = [q for q in relation.questions if q not in scored]
-        phrases = list(relation.phrases)
-        row["wordings"] = {"prompts": list(relation.prompts), "questions": written, "phrases": phrases}
-        row["scored_paraphrases"] = list(scored)
-    return row
+
+
+def _own_wordings(relation: Relation) -> dict[str, Any]:
+    """The wordings of a relation that readers of a file do not know by its id."""
+    if mquake().get(relation.id) == relation:
+        return {}
+    kinds = {"prompts": relation.prompts, "questions": relation.questions, "phrases": relation.phrases}
+    return {"wordings": {kind: list(texts) for kind, texts in kinds.items()}}
 
 
 def _asked(fact: Fact) -> str:
@@ -182,6 +212,7 @@ def _hop(fact: Fact) -> dict[str, Any]:
         "cloze": fact.prompt.format(fact.subject),
         "answer": fact.object,
         "answer_alias": list(fact.aliases),
+        **_own_wordings(fact.relation),
     }
 
 

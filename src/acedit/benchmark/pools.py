@@ -13,8 +13,8 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import cycle, islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -25,6 +25,7 @@ from acedit.errors import UserError
 
 log = logging.getLogger("acedit")
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 WAIT = 60.0  # seconds without a result, after which it is said that no worker has been placed
 
 I = TypeVar("I", contravariant=True)  # noqa: E741  an item
@@ -84,9 +85,9 @@ class Processes(Generic[I, O]):
 
     def _spawn(self, worker: int) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe()
-        gpus = self._gpus[worker] if self._gpus else None
-        process = self._context.Process(target=_serve, args=(self._make, theirs, gpus), daemon=True)
-        process.start()
+        process = self._context.Process(target=_serve, args=(self._make, theirs), daemon=True)
+        with _seeing(self._gpus[worker] if self._gpus else None):
+            process.start()
         theirs.close()
         return process, ours
 
@@ -121,7 +122,7 @@ class Processes(Generic[I, O]):
 
 def visible_gpus() -> list[str]:
     """The CUDA devices this process sees, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = os.environ.get(VISIBLE)
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
 
 
@@ -131,9 +132,22 @@ def shared_out(devices: Sequence[str], each: int, workers: int) -> list[str]:
     return [",".join(islice(turn, each)) for _ in range(workers)]
 
 
-def _serve(make: Callable[[], Does[Any, Any]], pipe: Connection, gpus: str | None) -> None:
-    if gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # CUDA is not asked for before the model is loaded
+@contextmanager
+def _seeing(gpus: str | None) -> Iterator[None]:
+    """What is started meanwhile sees these CUDA devices, from before its first import on."""
+    before = os.environ.get(VISIBLE)
+    try:
+        if gpus is not None:
+            os.environ[VISIBLE] = gpus
+        yield
+    finally:
+        if before is not None:
+            os.environ[VISIBLE] = before
+        else:
+            os.environ.pop(VISIBLE, None)
+
+
+def _serve(make: Callable[[], Does[Any, Any]], pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     logging.getLogger("acedit").addHandler(logging.NullHandler())  # and speaks for us
     logging.getLogger("acedit").propagate = False

@@ -70,6 +70,7 @@ class Job:
     beside: tuple[Case, ...] = ()
     planned: tuple[AnyCase, ...] = ()
     plan: Plan | None = None
+    unplanned: str = ""  # why there is no plan
     preset: str = ""
     text: tuple[str, ...] = ()
     cache_dir: Path | None = None
@@ -141,6 +142,8 @@ class Worker:
             return None, method
         if self._job.preset and method.ranged:
             return preset(self._job.preset).fitted(self._lm, method)
+        if self._job.plan is None:
+            raise UserError(f"no layers were chosen: {self._job.unplanned}")
         return self._job.plan, method
 
     def _one(self, item: Item) -> Outcome:
@@ -409,9 +412,14 @@ def run(
             return report
         if job.plan is None and any(i.method.planned and not (job.preset and i.method.ranged) for i in todo):
             say("choosing layers")
-            job = replace(job, plan=_plan_of(job, own, store))
+            try:
+                job = replace(job, plan=_plan_of(job, own, store))
+            except Exception as error:  # what fails is what needs them, as any item does
+                job = replace(job, unplanned=" ".join(f"{type(error).__name__}: {error}".split()))
         pool = _pool(job, own, workers, ray, inline=lm is not None)
         del own
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the room is the workers'
         try:
             _drive(pool, todo, store, report, progress)
             # Not before every outcome is in the store, nor where one is to be tried again.
@@ -425,7 +433,7 @@ def run(
 def _plan_of(job: Job, lm: LanguageModel, store: Store) -> Plan:
     """The layers of the run, those the store holds where they were chosen from the same."""
     forms, facts = [_case_form(case) for case in job.planned], [asdict(fact) for fact in job.known]
-    of = _digest([lm.fingerprint, lm.device.type, job.seed, job.threads, forms, facts])
+    of = _digest([PROTOCOL, __version__, lm.fingerprint, lm.device.type, job.seed, job.threads, forms, facts])
     kept = store.meta("layers")
     if kept is not None and kept["of"] == of:
         return Plan.from_json(kept["plan"])

@@ -283,8 +283,7 @@ class Composer:
         first = [
             fact
             for fact in self._after[edit.target]
-            if fact.object != edit.subject
-            and not left_out(edit.subject, fact.relation.id, self.amounts.left_out)
+            if fact.object != edit.subject and not self._left_out(edit.subject, fact)
         ]
         by_length: list[list[tuple[Fact, ...]]] = [[(fact,) for fact in first]]
         for _ in range(2):
@@ -294,11 +293,16 @@ class Composer:
                 for fact in self._after[path[-1].object]
                 if fact.object not in {edit.subject, edit.target, *(f.object for f in path)}
                 and (fact.key in self._edited or not reserved(*fact.key))
+                and not (path[-1].key in self._edited and self._left_out(path[-1].subject, fact))
             ]
             by_length.append(longer)
         for paths in by_length:
             rng.shuffle(paths)
         return [*by_length[0], *_in_turn(*by_length[1:])]
+
+    def _left_out(self, subject: str, follows: Fact) -> bool:
+        """Whether no prompt may ask for what `follows` from an edit of `subject`."""
+        return left_out(subject, follows.relation.id, self.amounts.left_out)
 
     def _ripple(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         if not edit.relation.phrases:

@@ -145,7 +145,7 @@ def read_edits(path: str | Path) -> list[Edit]:
     Identical edits are merged, with a notice. Raises UserError naming file, field and mend.
     """
     rows, relations = _load(path, "edits")
-    if _is_mquake(rows):
+    if is_mquake(rows):
         edits = [edit for i, row in enumerate(rows) for edit in _Item(path, i, row).edits()]
     else:
         edits = [_small_edit(path, f"edits[{i}]", row, relations) for i, row in enumerate(rows)]
@@ -159,7 +159,7 @@ def read_facts(path: str | Path) -> list[Fact]:
     `read_edits`.
     """
     rows, relations = _load(path, "facts")
-    if _is_mquake(rows):
+    if is_mquake(rows):
         return []
     facts = []
     for i, row in enumerate(rows):
@@ -181,7 +181,7 @@ def read_rows(path: str | Path) -> list[Any]:
 
 def cases_in(path: str | Path, rows: list[Any]) -> list[Case]:
     """The cases of a file's rows. Raises UserError naming `path`, field and mend."""
-    if not _is_mquake(rows):
+    if not is_mquake(rows):
         raise UserError(
             f"{path}: these are not MQuAKE cases (no requested_rewrite); give a file of cases, or make one "
             "of edits with 'acedit cases'"
@@ -202,7 +202,7 @@ def _load(path: str | Path, wanted: str) -> tuple[list[Any], Mapping[str, Relati
     if isinstance(data, list):
         if not data:
             raise UserError(f"{path}: the list is empty; give at least one item")
-        if wanted == "facts" and not _is_mquake(data):
+        if wanted == "facts" and not is_mquake(data):
             # A list of edits brings no facts.
             return [row for row in data if not isinstance(row, dict) or "target" not in row], {}
         return data, {}
@@ -260,7 +260,8 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _is_mquake(rows: Sequence[Any]) -> bool:
+def is_mquake(rows: Sequence[Any]) -> bool:
+    """Whether a file's rows are MQuAKE items."""
     return bool(rows) and isinstance(rows[0], dict) and "requested_rewrite" in rows[0]
 
 
@@ -326,7 +327,7 @@ class _At:
         return value
 
     def templates(self, name: str) -> tuple[str, ...]:
-        return tuple(self.template(name, value) for value in self.texts(name))
+        return tuple(self.template(name, value.strip()) for value in self.texts(name))
 
     def child(self, name: str) -> "_At":
         return _At(self.path, f"{self.field}.{name}", self.get(name, dict, "give an object"))
@@ -336,6 +337,14 @@ class _At:
         if not rows and not empty:
             raise self.fail(name, "is empty", "give at least one")
         return [_At(self.path, f"{self.field}.{name}[{i}]", row) for i, row in enumerate(rows)]
+
+    def wordings(self, id: str, prompt: str) -> Relation:
+        """The relation `id` as the row's own field "wordings" has it, which starts with `prompt`."""
+        at = self.child("wordings")
+        prompts = at.templates("prompts")
+        if prompts[:1] != (prompt,):
+            raise at.fail("prompts", f"does not start with {prompt!r}", "put the row's own prompt first")
+        return Relation(id, prompts, at.templates("questions"), at.templates("phrases"), name=id)
 
     def relation(self, own: Mapping[str, Relation]) -> Relation:
         id = self.text("relation")
@@ -466,9 +475,7 @@ class _Item:
         id = at.text("relation_id")
         known = mquake().get(id)
         if "wordings" in at.row:
-            own = at.child("wordings")
-            texts = {kind: own.templates(kind) for kind in ("prompts", "questions", "phrases")}
-            known = Relation(id, (prompt, *texts["prompts"][1:]), texts["questions"], texts["phrases"], id)
+            known = at.wordings(id, prompt)
         elif known is None or known.prompt != prompt:
             question = at.text("question", optional=True).replace(at.name("subject"), "{}", 1)
             known = Relation(
@@ -551,9 +558,13 @@ class _Item:
             if not all(isinstance(name, str) for name in (triple[1], *label)):
                 raise orig.fail(f"{triples}[{i}]", "holds something that is not a text", "give texts")
             one = Hop(hop.text("question"), hop.text("cloze"), hop.text("answer"), hop.texts("answer_alias"))
-            relation = mquake().get(triple[1]) or Relation(
-                triple[1], (one.cloze.replace(label[0], "{}", 1),), name=label[1]
-            )
+            if "wordings" in hop.row:
+                texts = hop.child("wordings").templates("prompts")
+                relation = hop.wordings(triple[1], texts[0] if texts else "")
+            else:
+                relation = mquake().get(triple[1]) or Relation(
+                    triple[1], (one.cloze.replace(label[0], "{}", 1),), name=label[1]
+                )
             facts.append(Fact(label[0], relation, label[2], one.aliases))
             said.append(one)
         try:

@@ -51,7 +51,10 @@ def _cases(path: str) -> list[Case]:
 
 
 def _questions(path: str, old: bool) -> Iterator[tuple[str, list[str]]]:
-    for case in _cases(path):
+    cases = _cases(path)
+    if not any(case.questions for case in cases):
+        raise UserError(f"{path}: no case asks a chain; make cases with known facts (acedit cases --facts)")
+    for case in cases:
         before, after = [case.answer, *case.answer_aliases], [case.new_answer, *case.new_answer_aliases]
         for question in case.questions:
             yield question, before if old else after
