@@ -49,6 +49,13 @@ def test_table_2_is_over_the_subset_by_number_of_edits() -> None:
     assert table.head[1:5] == ("avg.", "1-edit", "2-edit", "4-edit")
 
 
+def test_the_papers_ace_stands_beside_every_reading_of_it() -> None:
+    table = tables.table2(rows(ace=ACE, ace_paper=ACE, memit=ACE))
+    paper = {row[0]: row[-1] for row in table.rows}
+    assert paper["ace"] == paper["ace-paper"] == "43.29 / 47.61"
+    assert paper["memit"] == "8.16 / 4.20"
+
+
 def test_table_3_pools_both_specificities() -> None:
     ((_, efficacy, paraphrase, specificity, mean, *_paper),) = tables.table3(rows(ace=ACE)).rows
     assert (efficacy.split()[0], paraphrase.split()[0], specificity.split()[0]) == ("100.0", "75.0", "62.5")

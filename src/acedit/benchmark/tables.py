@@ -55,6 +55,9 @@ PAPER4: Mapping[tuple[int, int], tuple[str, str, str, str]] = {
 }
 """Table 4, % (GPT-J / Qwen3-8B), by skipped query and value layers: average, then Table 3's three."""
 
+IN_PAPER = {"ace-paper": "ace", "ace-paper-hops": "ace"}
+"""What the paper calls a method, where it is another name."""
+
 SPECIFICITY = ("specificity_subject", "specificity_relation")
 CURVES = (
     "efficacy", "paraphrase", *SPECIFICITY, "specificity_chain", "explicit", "middle", "implicit", "mixed",
@@ -210,7 +213,7 @@ def table2(rows: Rows) -> Table:
     body = []
     for method in rows.methods:
         records = _picked(rows.of(method), ["subset"])
-        paper = PAPER2.get(method)
+        paper = PAPER2.get(IN_PAPER.get(method, method))
         cells = [cell(records)]
         for n in numbers:
             cells.append(cell([r for r in records if rows.cases[r.case]["edits"] == n]))
@@ -240,7 +243,7 @@ def table3(rows: Rows) -> Table:
         each = [_picked(records, names) for names in (["efficacy"], ["paraphrase"], list(SPECIFICITY))]
         values = [_share(some)["value"] for some in each]
         mean = f"{100 * sum(values) / 3:.1f}" if all(some for some in each) else "–"
-        body.append((method, *map(cell, each), mean, *PAPER3.get(method, ("–",) * 3)))
+        body.append((method, *map(cell, each), mean, *PAPER3.get(IN_PAPER.get(method, method), ("–",) * 3)))
     return Table(
         "Table 3: efficacy, paraphrase, specificity (%)",
         ("editor", "efficacy", "paraphrase", "specificity", "mean of the three",
@@ -546,9 +549,11 @@ def comparison(
         **{
             metric: [[metric]]
             for metric in (*SPECIFICITY, "specificity_chain", "explicit", "middle", "implicit", "mixed",
-                           "direct", "cot", "subset", "left_out")
+                           "direct", "cot", "subset")
         },
     }  # fmt: skip
+    if any(r.metric == "left_out" for records in ours.values() for r in records):
+        columns["left_out"] = [["left_out"]]
     numbers = sorted({int(case["edits"]) for case in cases.values()})
 
     def of_number(records: Sequence[Record], n: int) -> list[Record]:
