@@ -1,6 +1,6 @@
 """What each change from Algorithm 1 to `ace` adds: the same cases, one step after another.
 
-    python benchmarks/ablation.py --pool test --seeds 0 --n 50 --batch 25 --out results/ablation.json
+    python benchmarks/ablation.py --pool test --seeds 0 1 --n 25 --batch 25 --out results/ablation.json
 
 The steps: Algorithm 1 as `ace-paper` has it, section 5's multi-hop prompts, our prompts and a middle stage
 by the closed form, gradient steps on every down projection in place of the closed form, and then one after
