@@ -22,6 +22,7 @@ from acedit.errors import UserError
 from acedit.knowledge.facts import Edit, read_cases
 from acedit.knowledge.relations import Relation
 from acedit.lm.model import LanguageModel, load
+from acedit.world.train import SHAPES
 from tests.conftest import Run
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -265,6 +266,13 @@ def test_patch_export_writes_an_adapter(run: Run, patch_dir: Path, tmp_path: Pat
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+
+
+def test_every_shape_can_be_asked_for(run: Run, tmp_path: Path) -> None:
+    """The parser names them itself, so as not to load the training at start-up."""
+    code, _, err = run("world", "train", "--out", tmp_path / "m", "--shape", "nope")
+    assert code == 2
+    assert all(f"{name!r}" in err for name in SHAPES), err
 
 
 def test_world_show_and_cases(run: Run, tmp_path: Path) -> None:

@@ -625,7 +625,7 @@ def _edit(args: argparse.Namespace) -> None:
     edits, known, text = read_edits(args.edits), _facts(args.edits, args.facts), given_text(args.text)
     cases = _cases_of(args.edits)
     check_outputs(args)
-    from acedit.benchmark.leak import scored_texts, starts, without_scored
+    from acedit.benchmark.leak import clear_of
     from acedit.editing.methods import method
 
     chosen = method(args.method).skipping(query=args.skip_query, value=args.skip_value)
@@ -646,14 +646,14 @@ def _edit(args: argparse.Namespace) -> None:
         plan, chosen = preset(args.preset).fitted(lm, chosen)
     if cases:
         progress.say("the edits come in cases: no prompt starts where one of their questions does, or is one")
+    clear = clear_of(cases, known)
+    clear["exclude"].update(args.exclude)
     began = time.monotonic()
     patch = edit(
         lm,
         edits,
-        known=without_scored(known, cases),
+        **clear,
         method=chosen,
-        exclude={*args.exclude, *starts(cases)},
-        avoid=scored_texts(cases),
         plan=plan,
         seed=args.seed,
         text=text,
@@ -767,19 +767,19 @@ def _cases(args: argparse.Namespace) -> None:
     from collections import Counter
 
     from acedit.benchmark.own import own_cases
-    from acedit.knowledge.facts import cases_from, read_edits
+    from acedit.knowledge.facts import cases_from, read_edits, read_facts
     from acedit.report.files import write_json
 
-    edits, known = read_edits(args.edits), _facts(args.edits, args.facts)
+    edits, inside, beside = read_edits(args.edits), read_facts(args.edits), given_facts(args.facts)
     check_outputs(args)
-    rows = own_cases(edits, known, seed=args.seed)
+    rows = own_cases(edits, [*inside, *beside], seed=args.seed)
     cases = cases_from(rows)
     positions = Counter(case.position if case.questions else "no chain" for case in cases)
     write_json(args.out, rows)
     said = ", ".join(f"{n} {position}" for position, n in sorted(positions.items()))
     print(f"{len(rows)} cases ({said}) in {args.out}")
     print("edit and evaluate with this file in place of the edits', so that no prompt is what scores them")
-    if len(known) > len(given_facts(args.facts)):
+    if inside:
         print(f"and with --facts {args.edits}, since the known facts are not in it")
     write_result(
         args,

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 from acedit.attribution.plan import Plan
-from acedit.benchmark.leak import check, scored_texts, starts, without_scored
+from acedit.benchmark.leak import check, clear_of, scored_texts, starts
 from acedit.benchmark.ripple import RippleCase
 from acedit.benchmark.score import Record, Scorer, summarise
 from acedit.editing.edit import edit
@@ -138,10 +138,8 @@ def edit_cases(
     patch = edit(
         lm,
         merged_edits(cases),
-        known=without_scored(known, scored),
+        **clear_of(scored, known),
         method=method,
-        exclude=starts(scored, known),
-        avoid=scored_texts(scored),
         plan=plan,
         seed=seed,
         text=text,

@@ -1,9 +1,9 @@
 """The leak rule: what makes an edit never sees what scores it.
 
-    scored = {"exclude": starts(cases, facts), "avoid": scored_texts(cases)}
-    edit(lm, edits, known=facts, **scored, watch=lambda prompts: check(prompts, cases))
+    clear = clear_of(cases, facts)                  # edit's known, exclude and avoid
+    edit(lm, edits, **clear, watch=lambda prompts: check(prompts, cases))
 
-`exclude` and `avoid` keep the rule, `check` is the alarm: it raises before anything is written. A prompt
+`clear_of` keeps the rule, `check` is the alarm: it raises before anything is written. A prompt
 breaks the rule if it or its answer holds a scored question or wording (from the start of a sentence on), or
 if it starts from an entity that a scored question starts from (the edited subjects' own prompts aside).
 Facts that specificity is measured on are kept out where prompts are made (`compose.reserved`).
@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypedDict
 
 from acedit.benchmark.ripple import RippleCase
 from acedit.knowledge.compose import Prompt, holds
@@ -64,6 +65,23 @@ def without_scored(known: Sequence[Fact], cases: Sequence[Case | RippleCase]) ->
             fact = replace(fact, relation=replace(relation, questions=kept))
         found.append(fact)
     return found
+
+
+class Clear(TypedDict):
+    """What `edit` takes that keeps it clear of cases."""
+
+    known: list[Fact]
+    exclude: set[str]
+    avoid: set[str]
+
+
+def clear_of(cases: Sequence[Case | RippleCase], known: Sequence[Fact]) -> Clear:
+    """`known` facts, excluded entities and texts to avoid, for an edit that `cases` score."""
+    return {
+        "known": without_scored(known, cases),
+        "exclude": starts(cases, known),
+        "avoid": scored_texts(cases),
+    }
 
 
 def check(prompts: Sequence[Prompt], cases: Sequence[Case | RippleCase]) -> None:

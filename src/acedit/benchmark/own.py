@@ -22,14 +22,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from acedit.benchmark.score import scoring_wordings
-from acedit.knowledge.compose import chain_question, reserved
+from acedit.knowledge.compose import reserved
 from acedit.knowledge.facts import Edit, Fact
-from acedit.knowledge.relations import Relation, held_out, mquake
+from acedit.knowledge.items import asked_alone, chain_questions, item, own_wordings
+from acedit.knowledge.relations import Relation, held_out
 
 log = logging.getLogger("acedit")
-
-QUESTIONS = 3  # wordings of a chain
-DRAWS = 12  # to find them
 
 POSITIONS = {"implicit": (True, False), "explicit": (False, True), "middle": (True, True)}
 """By where an edit stands: whether a hop leads to it, and whether one follows."""
@@ -154,23 +152,16 @@ def _askable(path: Path) -> bool:
 def _item(id: str, edit: Edit, way: Way, rng: random.Random) -> dict[str, Any]:
     before, after = way.before, way.after
     wordings = [_scored(fact.relation) for fact in after]
-    draws = DRAWS if len(after) > 1 else 0
-    questions = dict.fromkeys(chain_question(after[0].subject, wordings, rng) for _ in range(draws))
+    questions = chain_questions(after[0].subject, wordings, rng) if len(after) > 1 else []
+    rewrites = [_rewrite(edit, before[way.at].object)]
+    old, new = ([[f.subject, f.relation.id, f.object] for f in path] for path in (before, after))
     return {
-        "case_id": id,
-        "requested_rewrite": [_rewrite(edit, before[way.at].object)],
-        "questions": list(questions)[:QUESTIONS],
-        "answer": before[-1].object,
-        "answer_alias": list(before[-1].aliases),
-        "new_answer": after[-1].object,
-        "new_answer_alias": list(after[-1].aliases),
-        "single_hops": [_hop(fact) for fact in before],
-        "new_single_hops": [_hop(fact) for fact in after],
+        **item(id, before, after, rewrites=rewrites, questions=questions),
         "orig": {
-            "triples": [_triple(fact) for fact in before],
-            "triples_labeled": [_triple(fact) for fact in before],
-            "new_triples": [_triple(fact) for fact in after],
-            "new_triples_labeled": [_triple(fact) for fact in after],
+            "triples": old,
+            "triples_labeled": old,
+            "new_triples": new,
+            "new_triples_labeled": new,
         },
     }
 
@@ -188,33 +179,7 @@ def _rewrite(edit: Edit, old: str) -> dict[str, Any]:
         "target_new": {"str": edit.target},
         **({"target_true": {"str": old}} if old != edit.target else {}),
         "subject": edit.subject,
-        "question": _asked(edit.fact),
+        "question": asked_alone(edit.fact),
         "scored_paraphrases": scored,
-        **_own_wordings(replace(relation, questions=tuple(written))),
+        **own_wordings(replace(relation, questions=tuple(written))),
     }
-
-
-def _own_wordings(relation: Relation) -> dict[str, Any]:
-    """The wordings of a relation that readers of a file do not know by its id."""
-    if mquake().get(relation.id) == relation:
-        return {}
-    kinds = {"prompts": relation.prompts, "questions": relation.questions, "phrases": relation.phrases}
-    return {"wordings": {kind: list(texts) for kind, texts in kinds.items()}}
-
-
-def _asked(fact: Fact) -> str:
-    return (fact.relation.questions or fact.relation.prompts)[0].format(fact.subject)
-
-
-def _hop(fact: Fact) -> dict[str, Any]:
-    return {
-        "question": _asked(fact),
-        "cloze": fact.prompt.format(fact.subject),
-        "answer": fact.object,
-        "answer_alias": list(fact.aliases),
-        **_own_wordings(fact.relation),
-    }
-
-
-def _triple(fact: Fact) -> list[str]:
-    return [fact.subject, fact.relation.id, fact.object]

@@ -118,7 +118,7 @@ class Worker:
         except LeakError:
             raise
         except Exception as error:
-            said = " ".join(f"{type(error).__name__}: {error}".split())
+            said = _said(error)
             done = {outcome.key for outcome in made}
             made += [Outcome(unit.key, error=said) for unit in item.units if unit.key not in done]
         return made
@@ -230,6 +230,11 @@ class Worker:
             patch, spent = self._edited(item, [item.cases[step - 1]], known, text)
             patch.with_scores({"seconds": spent}).save(folder)
             return patch, spent
+
+
+def _said(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _spread(n: int) -> list[int]:
@@ -415,7 +420,7 @@ def run(
             try:
                 job = replace(job, plan=_plan_of(job, own, store))
             except Exception as error:  # what fails is what needs them, as any item does
-                job = replace(job, unplanned=" ".join(f"{type(error).__name__}: {error}".split()))
+                job = replace(job, unplanned=_said(error))
         pool = _pool(job, own, workers, ray, inline=lm is not None)
         del own
         if torch.cuda.is_available():

@@ -338,11 +338,13 @@ class _At:
             raise self.fail(name, "is empty", "give at least one")
         return [_At(self.path, f"{self.field}.{name}[{i}]", row) for i, row in enumerate(rows)]
 
-    def wordings(self, id: str, prompt: str) -> Relation:
-        """The relation `id` as the row's own field "wordings" has it, which starts with `prompt`."""
+    def wordings(self, id: str, prompt: str | None = None) -> Relation:
+        """The relation `id` as the row's own field "wordings" has it, which starts with `prompt` if given."""
         at = self.child("wordings")
         prompts = at.templates("prompts")
-        if prompts[:1] != (prompt,):
+        if not prompts:
+            raise at.fail("prompts", "is missing or empty", "give at least one cloze with {}")
+        if prompt not in (None, prompts[0]):
             raise at.fail("prompts", f"does not start with {prompt!r}", "put the row's own prompt first")
         return Relation(id, prompts, at.templates("questions"), at.templates("phrases"), name=id)
 
@@ -559,8 +561,7 @@ class _Item:
                 raise orig.fail(f"{triples}[{i}]", "holds something that is not a text", "give texts")
             one = Hop(hop.text("question"), hop.text("cloze"), hop.text("answer"), hop.texts("answer_alias"))
             if "wordings" in hop.row:
-                texts = hop.child("wordings").templates("prompts")
-                relation = hop.wordings(triple[1], texts[0] if texts else "")
+                relation = hop.wordings(triple[1])
             else:
                 relation = mquake().get(triple[1]) or Relation(
                     triple[1], (one.cloze.replace(label[0], "{}", 1),), name=label[1]

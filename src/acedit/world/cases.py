@@ -16,7 +16,8 @@ from itertools import combinations
 from typing import Any, Literal
 
 from acedit.errors import UserError
-from acedit.knowledge.compose import chain_question
+from acedit.knowledge.facts import Fact
+from acedit.knowledge.items import chain_questions, item
 from acedit.knowledge.relations import Relation, held_out, mquake
 from acedit.world.graph import Path, Triple, World
 
@@ -129,20 +130,15 @@ def _item(
     rng: random.Random,
 ) -> dict[str, Any]:
     scoring = [_held_out(fact.relation) for fact in before]
-    questions: dict[str, None] = {}
-    for _ in range(12):
-        if len(questions) < 3:
-            questions[chain_question(before[0].subject, scoring, rng)] = None
+    was, now = ([_fact(world, triple) for triple in path] for path in (before, after))
     return {
-        "case_id": id,
-        "requested_rewrite": [_rewrite(world, after[i]) for i in spots],
-        "questions": list(questions),
-        "answer": before[-1].object,
-        "answer_alias": list(world.aliases.get(before[-1].object, ())),
-        "new_answer": after[-1].object,
-        "new_answer_alias": list(world.aliases.get(after[-1].object, ())),
-        "single_hops": [_hop(world, fact) for fact in before],
-        "new_single_hops": [_hop(world, fact) for fact in after],
+        **item(
+            id,
+            was,
+            now,
+            rewrites=[_rewrite(world, after[i]) for i in spots],
+            questions=chain_questions(before[0].subject, scoring, rng),
+        ),
         "orig": {
             "triples": [list(fact) for fact in before],
             "triples_labeled": [_labelled(fact) for fact in before],
@@ -175,14 +171,9 @@ def _rewrite(world: World, fact: Triple) -> dict[str, Any]:
     }
 
 
-def _hop(world: World, fact: Triple) -> dict[str, Any]:
-    relation = mquake()[fact.relation]
-    return {
-        "question": relation.questions[0].format(fact.subject),
-        "cloze": relation.prompt.format(fact.subject),
-        "answer": fact.object,
-        "answer_alias": list(world.aliases.get(fact.object, ())),
-    }
+def _fact(world: World, triple: Triple) -> Fact:
+    aliases = tuple(world.aliases.get(triple.object, ()))
+    return Fact(triple.subject, mquake()[triple.relation], triple.object, aliases)
 
 
 def _labelled(fact: Triple) -> list[str]:
