@@ -13,9 +13,10 @@ the same machine, in turn:
   linear     activation × gradient of log p(w) at the final residual: Eq. 9 to first order
 Printed: time a layer and prompt and its ratio (both ways in every round; the textbook one on one layer and
 prompt), prompts at which the spread is paid for, neurons scored exactly, whether set and order are those of
-the textbook way (its best scored again in float64, of its own trace; apart: by how much scores differ at
-most), and how far the gradients' rankings agree. Peak memory is what one prompt takes beyond the model, in a
-process of its own: all layers, of the textbook way one. `--sharp` scales the head, so that p is peaked.
+the textbook way (its best scored again in float64, of a trace of all prompts; apart: by how much scores
+differ at most), and how far the gradients' rankings agree. Peak memory is what one prompt takes beyond the
+model, in a process of its own (on a GPU: as its allocator counts): all layers, of the textbook way one.
+`--sharp` scales the head, so that p is peaked.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from acedit.attribution.atlas import build_atlas
 from acedit.attribution.certified import Certified, certified_top
 from acedit.attribution.spread import measure_spread
 from acedit.attribution.value import ffn_vectors, log_increase
@@ -67,6 +69,7 @@ ANSWERS = [
     "Lima", "Paris", "Portugal", "Shakespeare", "football", "Carlos", "Lewis", "Portuguese",
     "Europe", "Steve", "London", "Tokyo", "Akio", "jazz", "Elton", "NBC",
 ]  # fmt: skip
+LEADS = ["", "It is known that. ", "As everybody says: ", "Think of it. "]
 
 
 def random_model(args: argparse.Namespace) -> LanguageModel:
@@ -101,8 +104,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", pad_token="<end>")
 
 
-def textbook(lm: LanguageModel, layers: list[int], prompts: int) -> dict[tuple[int, int], Tensor]:
-    t = trace(lm, PROMPTS[:prompts])
+def textbook(
+    lm: LanguageModel, layers: list[int], prompts: int, traced: int | None = None
+) -> dict[tuple[int, int], Tensor]:
+    t = trace(lm, PROMPTS[: traced or prompts])
     scores = {}
     for i, answer in enumerate(ANSWERS[:prompts]):
         at = int(t.encoded.last[i])
@@ -192,6 +197,9 @@ def in_turn(
     """Seconds of each round, all works in every round, and what each gave last."""
     times: dict[str, list[float]] = {name: [] for name in works}
     results = {}
+    if device == "cuda":  # the first call of each makes handles and picks kernels
+        for work in works.values():
+            work()
     for _ in range(repeats):
         for name, work in works.items():
             took, results[name] = timed(work, device)
@@ -214,7 +222,7 @@ class Others:
             whole = list(range(lm.n_layers)) if way is gradient else picked
             took, found = timed(lambda way=way, whole=whole: way(lm, whole, units), device)
             seconds[way.__name__], approximate[way.__name__] = took / units / len(whole), found
-        return cls(textbook(lm, picked, units), approximate, seconds)
+        return cls(textbook(lm, picked, units, len(PROMPTS)), approximate, seconds)
 
     def beside(self, lm: LanguageModel, found: list[tuple[Certified, ...]], k: int) -> dict[str, object]:
         """What they take and agree on with what was `found`."""
@@ -222,7 +230,7 @@ class Others:
         apart = 0.0
         overlap: dict[str, list[float]] = {name: [] for name in self.approximate}
         rank: dict[str, list[float]] = {name: [] for name in self.approximate}
-        t = trace(lm, PROMPTS[: 1 + max(i for _, i in self.textbook)])
+        t = trace(lm, PROMPTS)
         for (layer, i), exact in self.textbook.items():
             part = found[i][layer]
             mine = [n.index for n in part.neurons]
@@ -258,6 +266,23 @@ def peaks(ways: list[str], cache: str) -> dict[str, float]:
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         found[f"peak_mib_{way}"] = float(done.stdout)
     return found
+
+
+def device_peaks(
+    lm: LanguageModel, args: argparse.Namespace, picked: list[int], cache: str
+) -> dict[str, float | str]:
+    """MiB of the GPU that each way takes at its peak beyond the model."""
+    found: dict[str, float] = {}
+    for way in ("certified", *(("textbook", "gradient") if picked else ())):
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        one_prompt(lm, argparse.Namespace(**{**vars(args), "peak_of": way, "cache": cache}), picked)
+        found[f"peak_mib_{way}"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+    found["peak_mib_model"] = torch.cuda.memory_allocated() / 2**20
+    if picked:
+        found["peak_ratio"] = found["peak_mib_textbook"] / max(1.0, found["peak_mib_certified"])
+    return found | {"card": torch.cuda.get_device_name()}
 
 
 def beyond(work: Callable[[], None]) -> float:
@@ -297,17 +322,19 @@ def main() -> None:
     parser.add_argument("--reference-layers", type=int, default=2, help="layers the textbook way is timed on")
     parser.add_argument("--reference-prompts", type=int, default=16, help="prompts it is timed on")
     parser.add_argument("--k", type=int, nargs="+", default=[10, 100])
-    parser.add_argument("--prompts", type=int, default=16, help="asked together, at most 16")
+    parser.add_argument("--prompts", type=int, default=16, help="asked together, at most 64")
     parser.add_argument("--sharp", type=float, default=1.0)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--atlas", action="store_true", help="time the atlas too")
     parser.add_argument("--out", help="append a JSON line here")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--cache", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    PROMPTS[:] = [f"{lead}{prompt}" for lead in LEADS for prompt in PROMPTS][: args.prompts]
+    ANSWERS[:] = (ANSWERS * len(LEADS))[: args.prompts]
     lm = random_model(args)
-    del PROMPTS[args.prompts :], ANSWERS[args.prompts :]
     units = len(PROMPTS)
     referred = min(args.reference_prompts, units)
     picked = [
@@ -319,6 +346,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lm.fingerprint  # noqa: B018  its time is the model's, not the spread's
         spread_time, spread = timed(lambda: measure_spread(lm, cache_dir=Path(folder)), args.device)
+        atlas = {}
+        if args.atlas:
+            atlas["atlas_s"] = timed(lambda: build_atlas(lm, cache_dir=Path(folder)), args.device)[0]
         works: dict[str, Callable[[], object]] = {
             str(k): lambda k=k: certified_top(lm, PROMPTS, ANSWERS, k=k, spread=spread) for k in args.k
         }
@@ -336,7 +366,7 @@ def main() -> None:
                     "sharp": args.sharp, "k": k,
                     "certified_s": median(fast),
                     "rescored": sum(p.rescored for parts in found for p in parts) / units / args.layers,
-                    "spread_s": spread_time,
+                    "spread_s": spread_time, **atlas,
                 }
             )  # fmt: skip
         if picked:
@@ -352,7 +382,9 @@ def main() -> None:
                 row |= others.beside(lm, results[name], row["k"])
                 saved = (row["textbook_s"] - row["certified_s"]) * args.layers
                 row["break_even_prompts"] = spread_time / max(1e-9, saved)
-        if args.device == "cpu":
+        if args.device == "cuda":
+            rows = [row | device_peaks(lm, args, picked, folder) for row in rows]
+        else:
             del lm
             used = peaks(["certified", *(["textbook", "gradient"] if picked else [])], folder)
             if picked:

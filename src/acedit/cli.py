@@ -256,6 +256,7 @@ def _parser() -> argparse.ArgumentParser:
         default="bundled",
         help="the bundled model, a second one of another family, depth and width, or one taught more",
     )
+    train.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu (default), cuda, cuda:1, …")
     train.set_defaults(run=_world_train)
     shown = worlds.add_parser("show", parents=[common], help="what the world holds, and the model's scores")
     shown.set_defaults(run=_world_show)
@@ -939,7 +940,7 @@ def _world_train(args: argparse.Namespace) -> None:
     if args.steps is not None:
         settings = replace(settings, steps=args.steps)
     progress = Progress(args.quiet)
-    folder = train(Path(args.out), settings, say=progress.say)
+    folder = train(Path(args.out), settings, say=progress.say, device=args.device)
     rows = measure(load(folder), build_world(), seed=args.seed, say=progress.say)
     write_card(folder, rows, asdict(settings))
     print(f"model in {folder}\n{card_table(rows)}")

@@ -71,21 +71,24 @@ def test_the_true_score_lies_in_its_interval(
     problem: tuple[Tensor, Tensor, Tensor, Tensor, int], heavy: int
 ) -> None:
     unembedding, log_p, vectors, scale, token = problem
-    base = Base.of(unembedding, log_p[None], torch.tensor([token]), unembedding.double().mean(0), heavy=heavy)
+    both, tokens = torch.stack([log_p, log_p.flip(0)]), torch.tensor([token, 0])
+    base = Base.of(unembedding, both, tokens, unembedding.double().mean(0), heavy=heavy)
     logits = scale[:, None] * (vectors.double() @ unembedding.double().T)
     strays = logits - logits.mean(1, keepdim=True)
     slack = rounding(vectors.shape[1], torch.float32) * vectors.norm(dim=1) * unembedding.norm(dim=1).max()
+    products = (vectors @ base.pulls.float().mT).double() * scale[:, None]
     low, high = base.bounds(
-        0,
-        (vectors @ base.pulls[0].float().T).double() * scale[:, None],
-        slack.double() * scale.abs(),
-        strays.square().sum(1),
-        strays.abs().amax(1),
+        torch.tensor([1, 0]),
+        products.flip(0),
+        (slack.double() * scale.abs()).expand(2, -1),
+        strays.square().sum(1).expand(2, -1),
+        strays.abs().amax(1).expand(2, -1),
     )
-    true = brute(unembedding, log_p, vectors, scale, token)
     tiny = 1e-12 * (1 + logits.abs().amax(1) + log_p.abs().max())  # what the board's doubt is for
-    assert bool((low <= true + tiny).all())
-    assert bool((true <= high + tiny).all())
+    for i, (p, w) in enumerate([(both[1], 0), (log_p, token)]):
+        true = brute(unembedding, p, vectors, scale, w)
+        assert bool((low[i] <= true + tiny).all())
+        assert bool((true <= high[i] + tiny).all())
     assert bool(torch.isfinite(low).all())
 
 

@@ -6,16 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
+from acedit.errors import UserError
 from acedit.lm.model import load
 from acedit.world.corpus import Corpus
 from acedit.world.tokenizer import train_tokenizer
 from acedit.world.train import (
     SHAPES,
     Settings,
+    Steps,
     build_model,
     documents,
     learner,
+    micro_batches,
     tie,
     tokenized,
     train,
@@ -75,19 +79,26 @@ def test_other_settings_start_anew(tmp_path: Path) -> None:
     assert not any("resuming" in line for line in said)
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_leaves_nothing(tmp_path: Path, device: str) -> None:
+    with pytest.raises(UserError, match=f"--device {device}: "):
+        train(tmp_path / "out", SMALL, say=lambda _: None, device=device)
+    assert not (tmp_path / "out").exists()
+
+
 def test_threads_share_a_step() -> None:
     """Loss and gradients of two workers are those of one, to rounding; the thread count is put back."""
     world = small_world()
     corpus = Corpus(world, 0, SMALL.strangers)
-    docs = documents(lambda _: corpus, replace(SMALL, tokens_per_step=4000), 3)
-    rows = tokenized(train_tokenizer([doc.text for doc in docs], 320, 2048), docs)
+    docs = documents(corpus, replace(SMALL, tokens_per_step=4000), 3)
+    batches = list(micro_batches(tokenized(train_tokenizer([doc.text for doc in docs], 320, 2048), docs)))
     model = build_model(SMALL, 320)
     tie(model, SMALL.loops)
     threads = torch.get_num_threads()
     found = []
     for workers in (1, 2):
         with learner(model, workers) as learn:
-            loss = learn(rows)
+            loss = learn(batches)
         found.append((loss, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
     assert torch.get_num_threads() == threads
     (one, a), (two, b) = found
@@ -96,6 +107,19 @@ def test_threads_share_a_step() -> None:
     for x, y in zip(a, b, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-5)
     assert max(x.abs().max() for x in a) > 0
+
+
+def test_a_step_is_the_same_whoever_makes_it_ready() -> None:
+    """In order here, out of order in two processes beside."""
+    corpus = Corpus(small_world(), 0, SMALL.strangers)
+    docs = documents(corpus, SMALL, 0)
+    steps = Steps(corpus, train_tokenizer([doc.text for doc in docs], 320, 2048), SMALL, 200)
+    beside = DataLoader(steps, batch_size=None, sampler=[3, 1], num_workers=2, collate_fn=lambda step: step)
+    for step, made in zip((3, 1), beside, strict=True):
+        assert made.tokens == steps[step].tokens > 400
+        for ours, theirs in zip(steps[step].batches, made.batches, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+            assert ours[0].numel() <= 200 or len(ours[0]) == 1
 
 
 def test_tied_layers_become_their_own() -> None:
@@ -119,7 +143,7 @@ def test_the_mixture_gives_four_hops_their_share_where_they_are_taught() -> None
         asked: list[str] = []
         draw = corpus.draw
         corpus.draw = lambda kind, draw=draw, asked=asked: (asked.append(kind), draw(kind))[1]  # type: ignore[assignment,method-assign]
-        docs = documents(lambda _, corpus=corpus: corpus, settings, settings.steps - 1)  # type: ignore[misc]
+        docs = documents(corpus, settings, settings.steps - 1)
         share = asked.count("four_hop") / len(asked)
         assert least <= share <= most
         assert any(doc.cuts for doc in docs) == (settings.cut_share > 0)

@@ -22,10 +22,10 @@ nobody's; the unedited model only.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from acedit.attribution.directions import neuron_directions, rounding, unscaled, whole_products
@@ -36,7 +36,7 @@ from acedit.lm.model import LanguageModel
 from acedit.lm.trace import Trace, trace
 
 HEAVY = 32  # tokens of p taken exactly
-CPU_TILE, GPU_TILE = 1 << 19, 1 << 26  # numbers of W_U at a time: what a core's cache, and a kernel, like
+CPU_TILE, GPU_TILE = 1 << 19, 1 << 24  # numbers of W_U at a time: what a core's cache, and a kernel, like
 ROWS = 1024  # neurons scored exactly in one sweep over the vocabulary
 ROOM = 2 << 30  # bytes that the distributions of one round may take, and what is made of them on the way
 DOUBT = 1e-10  # nats; what float64 logarithms and sums may be off at least, and so what counts as a tie
@@ -86,29 +86,29 @@ class Base:
 
     def bounds(
         self,
-        row: int,
-        products: Float[Tensor, "n heavy_plus_3"],
-        slack: Float[Tensor, " n"],
-        energy: Float[Tensor, " n"],
-        reach: Float[Tensor, " n"],
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Lower and upper bounds of Eq. 9 (nats) against a row of p, float64.
+        row: Int[Tensor, " some"],
+        products: Float[Tensor, "some n heavy_plus_3"],
+        slack: Float[Tensor, "some n"],
+        energy: Float[Tensor, "some n"],
+        reach: Float[Tensor, "some n"],
+    ) -> tuple[Float[Tensor, "some n"], Float[Tensor, "some n"]]:
+        """Lower and upper bounds of Eq. 9 (nats) against some rows of p, float64.
 
         products: of each neuron with `pulls`, off by at most `slack`: δ_w, E_T[δ], that less ē's δ̄, δ of the
         heavy tokens. energy, reach: Σ_t (δ_t − δ̄)² over the vocabulary and the largest |δ_t − δ̄|, or more.
         Good for p as it stands in `log_p`.
         """
-        wanted, mean, shift = products[:, 0], products[:, 1], products[:, 2].abs() + slack
-        known, tail = self.heavy[row] + products[:, 3:], self.tail[row]
-        upper = wanted - torch.cat([(tail + mean)[:, None], known], dim=1).logsumexp(1) + 2 * slack
+        wanted, mean, shift = products[..., 0], products[..., 1], products[..., 2].abs() + slack
+        known, tail = self.heavy[row][:, None] + products[..., 3:], self.tail[row][:, None]
+        upper = wanted - torch.cat([(tail + mean)[..., None], known], dim=-1).logsumexp(-1) + 2 * slack
         # A variance is at most the mean square about any point, here ē's logit.
-        grown = _growth(self.most[row] * energy, reach + shift)
+        grown = _growth(self.most[row][:, None] * energy, reach + shift)
         worst = tail + mean + slack + grown
-        lower = wanted - slack - torch.cat([worst[:, None], known + slack[:, None]], dim=1).logsumexp(1)
+        lower = wanted - slack - torch.cat([worst[..., None], known + slack[..., None]], dim=-1).logsumexp(-1)
         return lower, upper
 
 
-def _growth(square: Float[Tensor, " n"], most: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def _growth(square: Float[Tensor, "*n"], most: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """log of the largest E[e^x] of an x with mean 0, |x| ≤ most and E[x²] ≤ square.
 
     Bennett 1962, equation 10 of Hoeffding 1963: the x that is `most` or -square / most.
@@ -204,6 +204,29 @@ class _Readings:
     prompt: Int[Tensor, " readings"]
 
 
+class _Rival(NamedTuple):
+    """A neuron that may be among the best: its place on the board, bounds (nats) and level."""
+
+    place: int
+    low: float
+    high: float
+    level: int
+
+
+def _groups(rivals: list[_Rival]) -> list[list[_Rival]]:
+    """Rivals in chains of overlapping intervals, best first: within a chain nothing is ordered yet."""
+    groups: list[list[_Rival]] = []
+    floor = 0.0
+    for rival in sorted(rivals, key=lambda r: (-r.high, -r.low, r.place)):
+        if groups and rival.high >= floor:
+            groups[-1].append(rival)
+            floor = min(floor, rival.low)
+        else:
+            groups.append([rival])
+            floor = rival.low
+    return groups
+
+
 class _Board:
     """Bounds of every neuron at every layer of some prompts, tightened where asked.
 
@@ -242,19 +265,20 @@ class _Board:
         summed = len(lm.unembedding) * torch.finfo(torch.float64).eps
         rounded = rounding(lm.d_model, self._work) + summed + self._off[:, layer]
         off = rounded * readers.norm(dim=2).amax(1)
-        stretched = 1 + self._off[:, layer]
-        for i, prompt in enumerate(self._at.prompt.tolist()):
-            scale = self._scale[i, layer]
+        stretched, scale = 1 + self._off[:, layer, None], self._scale[:, layer]
+        # One reading at a time stays in a core's cache; a GPU wants all at once.
+        for some in torch.arange(len(rows), device=rows.device).split(1 if rows.is_cpu else len(rows)):
+            by = scale[some].abs()
             low, high = self._base.bounds(
-                int(rows[i]),
-                products[:, i].double() * scale[:, None],
-                off[i] * lengths * scale.abs(),
-                self._spread.energy[layer] * (scale * stretched[i]).square(),
-                self._spread.reach[layer] * (scale * stretched[i]).abs(),
+                rows[some],
+                products[:, some].transpose(0, 1).double() * scale[some, :, None],
+                off[some, None] * lengths * by,
+                self._spread.energy[layer] * (by * stretched[some]).square(),
+                self._spread.reach[layer] * by * stretched[some],
             )
-            idle, doubt = scale == 0, self._doubt[rows[i]]
-            self.low[prompt, layer] += (low - doubt).masked_fill(idle, 0.0)
-            self.high[prompt, layer] += (high + doubt).masked_fill(idle, 0.0)
+            idle, doubt = by == 0, self._doubt[rows[some], None]
+            for board, bound in ((self.low, low - doubt), (self.high, high + doubt)):
+                board[:, layer].index_add_(0, self._at.prompt[some], bound.masked_fill(idle, 0.0))
 
     def rescore(self, places: Int[Tensor, " n"], level: int) -> None:
         """Exact scores of the neurons at `places`, each once."""
@@ -297,73 +321,69 @@ class _Board:
     def best(self, k: int, step: int) -> list[tuple[Certified, ...]]:
         """Each prompt's k best neurons of every `step` layers, proven; all are settled side by side."""
         size = step * self._lm.n_neurons
-        spans = [slice(start, start + size) for start in range(0, self.low.numel(), size)]
-        for level, doubted in ((1, self._undecided), (2, self._unordered)):
-            while True:
-                places = torch.cat([doubted(k, span) for span in spans])
-                if not len(places):
-                    break
-                self.rescore(places, level)
+        while len(places := self._undecided(k, size)):
+            self.rescore(places, 1)
+        while len(places := self._unordered(rivals := self._rivals(k, size))):
+            self.rescore(places, 2)
+        parts = self._certified(k, size, rivals)
         each = self._lm.n_layers // step
-        parts = [self._certified(k, span) for span in spans]
         return [tuple(parts[i : i + each]) for i in range(0, len(parts), each)]
 
-    def _rivals(self, k: int, span: slice) -> Int[Tensor, " n"]:
-        """Places that may be among the k best, by falling lower bound."""
-        low, high = self.low.view(-1)[span], self.high.view(-1)[span]
-        bar = low.topk(k).values[-1]
-        found = (high >= bar).nonzero()[:, 0]
-        first: int = span.start
-        return found[low[found].argsort(descending=True, stable=True)] + first
+    def _may_be_best(self, k: int, size: int) -> Bool[Tensor, "spans size"]:
+        """Whether a neuron may be among the k best of its span of `size`."""
+        bar = self.low.view(-1, size).topk(k, dim=1).values[:, -1:]
+        return self.high.view(-1, size) >= bar
 
-    def _undecided(self, k: int, span: slice) -> Int[Tensor, " n"]:
-        """The most promising of the rivals that only bounds speak for."""
-        rivals = self._rivals(k, span)
-        vague = rivals[self.level.view(-1)[rivals] == 0]
-        return vague[self.high.view(-1)[vague].argsort(descending=True)][: max(k, 8)]
+    def _undecided(self, k: int, size: int) -> Int[Tensor, " n"]:
+        """The most promising of each span's rivals that only bounds speak for."""
+        vague = self._may_be_best(k, size) & (self.level.view(-1, size) == 0)
+        found = self.high.view(-1, size).masked_fill(~vague, -torch.inf).topk(min(max(k, 8), size), dim=1)
+        first = torch.arange(0, vague.numel(), size, device=vague.device)[:, None]
+        return (first + found.indices)[found.values > -torch.inf]
 
-    def _unordered(self, k: int, span: slice) -> Int[Tensor, " n"]:
+    def _rivals(self, k: int, size: int) -> list[list[_Rival]]:
+        """Each span's neurons that may be among its k best."""
+        places = self._may_be_best(k, size).view(-1).nonzero()[:, 0]
+        columns = (x.view(-1)[places].tolist() for x in (self.low, self.high, self.level))
+        spans: list[list[_Rival]] = [[] for _ in range(self.low.numel() // size)]
+        for rival in map(_Rival, places.tolist(), *columns):
+            spans[rival.place // size].append(rival)
+        return spans
+
+    def _unordered(self, spans: list[list[_Rival]]) -> Int[Tensor, " n"]:
         """Rivals whose order float32 leaves open."""
-        rivals = self._rivals(k, span)
-        level = self.level.view(-1)
-        open_ = [i for group in self._groups(rivals) if len(group) > 1 for i in group if level[i] < 2]
-        return torch.tensor(open_, dtype=torch.long, device=rivals.device)
-
-    def _groups(self, rivals: Int[Tensor, " n"]) -> list[list[int]]:
-        """Rivals in chains of overlapping intervals, best first: within a chain nothing is ordered yet."""
-        lows, highs = self.low.view(-1)[rivals].tolist(), self.high.view(-1)[rivals].tolist()
-        items = rivals.tolist()
-        groups: list[list[int]] = []
-        floor = 0.0
-        for i in sorted(range(len(items)), key=lambda i: -highs[i]):
-            if groups and highs[i] >= floor:
-                groups[-1].append(items[i])
-                floor = min(floor, lows[i])
-            else:
-                groups.append([items[i]])
-                floor = lows[i]
-        return groups
+        groups = [group for rivals in spans for group in _groups(rivals) if len(group) > 1]
+        open_ = [rival.place for group in groups for rival in group if rival.level < 2]
+        return torch.tensor(open_, dtype=torch.long, device=self.low.device)
 
     def _neuron(self, place: int) -> tuple[int, int]:
         """(layer, index) of a place."""
         return place // self._lm.n_neurons % self._lm.n_layers, place % self._lm.n_neurons
 
-    def _certified(self, k: int, span: slice) -> Certified:
-        groups = [sorted(group) for group in self._groups(self._rivals(k, span))]
-        chosen = [i for group in groups for i in group][:k]
-        low, high, level = self.low.view(-1), self.high.view(-1), self.level.view(-1)[span]
-        left = high[span].clone()
-        left[torch.tensor(chosen, device=left.device) - span.start] = -torch.inf
-        ties = [group for group in groups if len(group) > 1 and group[0] in chosen]
-        return Certified(
-            neurons=tuple(Neuron(*self._neuron(i), float(low[i] + high[i]) / 2) for i in chosen),
-            low=tuple(low[chosen].tolist()),
-            high=tuple(high[chosen].tolist()),
-            rest=float(left.max()),
-            rescored=int(((level == 1) | (level == 2)).sum()),
-            of=left.numel(),
-            ties=tuple(tuple(self._neuron(i) for i in group) for group in ties),
-        )
+    def _certified(self, k: int, size: int, spans: list[list[_Rival]]) -> list[Certified]:
+        groups = [[sorted(group, key=lambda r: r.place) for group in _groups(rivals)] for rivals in spans]
+        chosen = [[rival for group in each for rival in group][:k] for each in groups]
+        left = self.high.clone().view(-1)
+        left[torch.tensor([r.place for best in chosen for r in best], device=left.device)] = -torch.inf
+        rest = left.view(-1, size).amax(1).tolist()
+        level = self.level.view(-1, size)
+        rescored = ((level == 1) | (level == 2)).sum(1).tolist()
+        return [
+            Certified(
+                neurons=tuple(Neuron(*self._neuron(r.place), (r.low + r.high) / 2) for r in best),
+                low=tuple(r.low for r in best),
+                high=tuple(r.high for r in best),
+                rest=rest[i],
+                rescored=rescored[i],
+                of=size,
+                ties=tuple(
+                    tuple(self._neuron(r.place) for r in group)
+                    for group in groups[i]
+                    if len(group) > 1 and group[0] in best
+                ),
+            )
+            for i, best in enumerate(chosen)
+        ]
 
     def layer_sums(self, tolerance: float) -> list[tuple[LayerSum, ...]]:
         """Every layer's sum, its widest intervals scored exactly until the error is within `tolerance`."""

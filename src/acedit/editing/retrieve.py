@@ -3,18 +3,19 @@
 Index(["Bo Ray is a citizen of Chile."]).nearest("Which country is Bo Ray a citizen of?", 1)    # [0]
 
 Footgun: by words alone; a subject said by an alias is not found. The papers use dense retrievers
-(Contriever, MiniLM), which are models to download.
+(Contriever, MiniLM), which are models to download. Where JAX is installed, importing bm25s starts it, and
+JAX takes most of a GPU: so the import waits for the first use.
 """
 
 from collections.abc import Sequence
-
-import bm25s
 
 
 class Index:
     """A set of texts (may be empty)."""
 
     def __init__(self, texts: Sequence[str]) -> None:
+        import bm25s
+
         self._size = len(texts)
         self._bm25 = bm25s.BM25()
         if texts:
@@ -30,6 +31,8 @@ class Index:
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
+    import bm25s
+
     # Stop words count: "Who" and "in" tell relations apart.
     words: list[list[str]] = bm25s.tokenize(
         list(texts), stopwords=None, return_ids=False, show_progress=False

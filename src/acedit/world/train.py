@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -40,12 +41,15 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from acedit.errors import UserError
 from acedit.lm.cache import save_tensors
 from acedit.lm.trace import run_by
 from acedit.world.corpus import HOPS, Corpus, Document, cut
 from acedit.world.graph import World, build_world
 from acedit.world.tokenizer import train_tokenizer
 
+CORE_TOKENS = 1200  # of a micro-batch: what one core's caches hold best
+DEVICE_TOKENS = 24_000  # the same on a GPU, which waits for launches otherwise
 MIXTURE_START = {"one_hop": 0.65, "two_hop": 0.22, "three_hop": 0.05, "thoughts": 0.08}
 MIXTURE_END = {"one_hop": 0.22, "two_hop": 0.35, "three_hop": 0.29, "thoughts": 0.14}  # beside `four_hop`
 
@@ -91,6 +95,9 @@ shorter ones (docs/decisions.md); and a second one of another family, depth and 
 Causal = Qwen3ForCausalLM | LlamaForCausalLM
 Row = tuple[list[int], list[bool]]
 """Token ids of a document and, for each, whether it is learned."""
+
+Batch = tuple[Tensor, Tensor]
+"""Rows of like length: input ids and the learned mask, both (batch, seq)."""
 
 
 def build_model(settings: Settings, vocab_size: int) -> Causal:
@@ -173,9 +180,9 @@ def untie(model: Causal) -> None:
                 module.weight = torch.nn.Parameter(module.weight.detach().clone())
 
 
-def documents(corpus_of: Callable[[int], Corpus], settings: Settings, step: int) -> list[Document]:
+def documents(corpus: Corpus, settings: Settings, step: int) -> list[Document]:
     """The documents of one step, about `tokens_per_step` tokens in all (at 4 characters a token)."""
-    corpus = corpus_of(step)
+    corpus.reseed(f"{settings.seed}/{step}")
     rng = random.Random(f"{settings.seed}/{step}")
     along = min(1.0, step / (settings.ramp * settings.steps))
     four = along * settings.four_hop
@@ -210,8 +217,8 @@ def tokenized(tokenizer: PreTrainedTokenizerFast, docs: Sequence[Document]) -> l
     return rows
 
 
-def micro_batches(rows: list[Row], tokens: int = 1200) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of like length, right-padded: input ids and the learned mask, both (batch, seq)."""
+def micro_batches(rows: list[Row], tokens: int = CORE_TOKENS) -> Iterator[Batch]:
+    """Rows of like length, right-padded, at most `tokens` in all (or one row)."""
     rows = sorted(rows, key=lambda row: len(row[0]))
     batch: list[Row] = []
     for row in [*rows, None]:
@@ -228,6 +235,28 @@ def micro_batches(rows: list[Row], tokens: int = 1200) -> Iterator[tuple[Tensor,
             batch.append(row)
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one step learns from: micro-batches, and the real tokens in them."""
+
+    batches: list[Batch]
+    tokens: int
+
+
+class Steps(Dataset[Step]):
+    """Every step's documents, made ready: item i is step i, whoever asks and in whatever order."""
+
+    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, settings: Settings, tokens: int):
+        self._corpus, self._tokenizer, self._settings, self._tokens = corpus, tokenizer, settings, tokens
+
+    def __len__(self) -> int:
+        return self._settings.steps
+
+    def __getitem__(self, step: int) -> Step:
+        rows = tokenized(self._tokenizer, documents(self._corpus, self._settings, step))
+        return Step(list(micro_batches(rows, self._tokens)), sum(len(ids) for ids, _ in rows))
+
+
 def learned_logits(model: Causal, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (n_learned, vocab) and targets (n_learned,), taken only where the mask reads them."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
@@ -236,12 +265,12 @@ def learned_logits(model: Causal, ids: Tensor, mask: Tensor) -> tuple[Tensor, Te
 
 
 def gradients(
-    model: Causal, parameters: Sequence[Tensor], batches: Sequence[tuple[Tensor, Tensor]], learned: int
+    model: Causal, parameters: Sequence[Tensor], batches: Sequence[Batch], learned: int
 ) -> tuple[float, list[Tensor]]:
     """Loss (nats a learned token, over `learned` of them) and its gradients, over the micro-batches."""
     total, sums = 0.0, [torch.zeros_like(p) for p in parameters]
     for ids, mask in batches:
-        logits, targets = learned_logits(model, ids, mask)
+        logits, targets = learned_logits(model, ids.to(model.device), mask.to(model.device))
         loss = F.cross_entropy(logits, targets, reduction="sum") / learned
         torch._foreach_add_(sums, torch.autograd.grad(loss, parameters))
         total += loss.item()
@@ -249,8 +278,8 @@ def gradients(
 
 
 @contextmanager
-def learner(model: Causal, workers: int) -> Iterator[Callable[[list[Row]], float]]:
-    """While inside: a function that fills the gradients from rows and returns their loss (nats a token).
+def learner(model: Causal, workers: int) -> Iterator[Callable[[list[Batch]], float]]:
+    """While inside: a function that fills the gradients from batches and returns their loss (nats a token).
 
     Micro-batches are dealt to `workers` threads of one core each: two of them run batches this small 1.2
     times as fast as one that shares each product between two cores. Sums are taken in the workers' order.
@@ -258,9 +287,8 @@ def learner(model: Causal, workers: int) -> Iterator[Callable[[list[Row]], float
     parameters = list(model.parameters())
     before = torch.get_num_threads()
 
-    def learn(rows: list[Row]) -> float:
-        learned = sum(sum(mask[1:]) for _, mask in rows)
-        batches = list(micro_batches(rows))
+    def learn(batches: list[Batch]) -> float:
+        learned = sum(int(mask[:, 1:].sum()) for _, mask in batches)
         dealt = [batches[i::workers] for i in range(workers)]
         found = list(pool.map(lambda share: gradients(model, parameters, share, learned), dealt))
         for i, p in enumerate(parameters):
@@ -283,9 +311,10 @@ def probe(model: Causal, tokenizer: PreTrainedTokenizerFast, docs: Sequence[Docu
     """Share of documents all of whose learned tokens are the argmax."""
     right = total = 0
     model.train(False)
-    for ids, mask in micro_batches(tokenized(tokenizer, docs)):
+    for batch in micro_batches(tokenized(tokenizer, docs)):
+        ids, mask = (x.to(model.device) for x in batch)
         logits, targets = learned_logits(model, ids, mask)
-        wrong = torch.zeros(ids.shape[0], dtype=torch.bool)
+        wrong = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
         rows = mask[:, 1:].nonzero()[:, 0]
         wrong[rows[logits.argmax(-1) != targets]] = True
         right += int((~wrong).sum())
@@ -311,24 +340,28 @@ def train(
     say: Callable[[str], None] = print,
     save_every: int = 100,
     workers: int | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Train to `settings.steps` and write the model in bf16 to `out`; goes on where `out` stopped.
 
     `workers` threads share a step (PyTorch's number of threads by default): the same number of them gives
-    the same model. Returns the folder `out`, which then holds an ordinary Hugging Face checkpoint.
-    Raises OSError where `out` cannot be written.
+    the same model. On another `device` than the CPU whole steps go to it at once, `workers` processes make
+    their texts ready, and sums are taken in no fixed order: a rerun gives a like model, not the same.
+    Returns the folder `out`, which then holds an ordinary Hugging Face checkpoint.
+    Raises OSError where `out` cannot be written, UserError for a device that is not there.
     """
     workers = workers or torch.get_num_threads()
+    try:
+        away = torch.zeros(1, device=device).device.type != "cpu"
+    except (RuntimeError, AssertionError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise UserError(f"--device {device}: {line}") from error
     out.mkdir(parents=True, exist_ok=True)
     world = build_world()
-    base = Corpus(world, settings.seed, settings.strangers)
-
-    def corpus_of(step: int) -> Corpus:
-        base.reseed(f"{settings.seed}/{step}")
-        return base
-
-    tokenizer = _tokenizer(out, world, corpus_of, settings)
-    model = build_model(settings, settings.vocab_size)
+    corpus = Corpus(world, settings.seed, settings.strangers)
+    tokenizer = _tokenizer(out, world, corpus, settings)
+    model: Causal = build_model(settings, settings.vocab_size)
+    model.to(torch.device(device))  # type: ignore[arg-type]
     tie(model, settings.loops)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -345,20 +378,26 @@ def train(
     if done:
         say(f"resuming at step {done}")
     model.train()
-    with learner(model, workers) as learn:
+    ready = DataLoader(
+        Steps(corpus, tokenizer, settings, DEVICE_TOKENS if away else CORE_TOKENS),
+        batch_size=None,
+        sampler=range(done, settings.steps),
+        num_workers=workers if away else 0,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+    )
+    with learner(model, 1 if away else workers) as learn:
         started, seen, first = time.monotonic(), 0, done
         losses: list[float] = []
-        for step in range(done, settings.steps):
+        for step, given in enumerate(ready, start=done):
             scale = _schedule(step, settings)
             muon.param_groups[0]["lr"] = settings.muon_lr * scale
             adam.param_groups[0]["lr"] = settings.adam_lr * scale
-            rows = tokenized(tokenizer, documents(corpus_of, settings, step))
-            losses.append(learn(rows))
+            losses.append(learn(given.batches))
             torch.nn.utils.clip_grad_norm_(others, 1.0)
             muon.step()
             adam.step()
             model.zero_grad(set_to_none=True)
-            seen += sum(len(ids) for ids, _ in rows)
+            seen += given.tokens
             if (step + 1) % 50 == 0 or step + 1 == settings.steps:
                 spent = time.monotonic() - started
                 left = spent / (step + 1 - first) * (settings.steps - step - 1)
@@ -373,7 +412,7 @@ def train(
             if (step + 1) % save_every == 0:
                 _checkpoint(out, model, (muon, adam), step + 1, settings)
     untie(model)
-    model = model.bfloat16()
+    model = model.cpu().bfloat16()
     model.generation_config.do_sample = False
     try:
         model.save_pretrained(out)
@@ -383,14 +422,16 @@ def train(
     return out
 
 
-def _tokenizer(
-    out: Path, world: World, corpus_of: Callable[[int], Corpus], settings: Settings
-) -> PreTrainedTokenizerFast:
+def _as_it_is(step: Step) -> Step:
+    return step
+
+
+def _tokenizer(out: Path, world: World, corpus: Corpus, settings: Settings) -> PreTrainedTokenizerFast:
     """The tokenizer an interrupted run left, or one trained on a sample of the texts to come."""
     if (out / "resume.safetensors").exists() and (out / "tokenizer.json").exists():
         kept: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(out)
         return kept
-    sample = [doc.text for step in range(30) for doc in documents(corpus_of, settings, step * 50)]
+    sample = [doc.text for step in range(30) for doc in documents(corpus, settings, step * 50)]
     tokenizer = train_tokenizer(
         [*sample, *(f" {name}" for name in world.kinds for _ in range(40))],
         settings.vocab_size,
