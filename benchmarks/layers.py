@@ -26,10 +26,11 @@ import numpy as np
 import torch
 
 import acedit
+from acedit.attribution.plan import Plan
 from acedit.benchmark.leak import starts
 from acedit.benchmark.score import Record, Scorer
 from acedit.editing.plan import locate
-from acedit.editing.screen import Trial, ranges, screen
+from acedit.editing.screen import Trial, ranges, screened
 from acedit.editing.stages import updates_in
 from acedit.knowledge.facts import Case, cases_from
 from acedit.report.demo import facts_of
@@ -181,8 +182,10 @@ def main() -> None:
         }
 
     def by_screening() -> dict[str, object]:
-        found = screen(Trial(lm, elsewhere, known, exclude=starts(others), seed=1), longest=args.longest)
-        return {"query": list(found[0].query), "value": list(found[0].value), "right": dict(found[0].right)}
+        plan = kept.rows["located"]
+        given = Plan(tuple(plan["value"]), tuple(plan["query"]))
+        found = screened(lm, elsewhere, known, given, exclude=starts(others), seed=1, longest=args.longest)
+        return {"query": list(found.query_layers), "value": list(found.value_layers)}
 
     plans = {
         "located": kept.of("located", located),

@@ -182,6 +182,27 @@ def test_locate_edit_ask_evaluate(run: Run, model_dir: Path, edits_file: Path, t
     assert json.loads(shown.read_text("utf-8"))["method"] == "ace-closed"
 
 
+def test_layers_are_screened_where_asked(
+    run: Run,
+    model_dir: Path,
+    edits_file: Path,
+    tmp_path: Path,
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("acedit.editing.screen.TRIALS", 3)
+    made = tmp_path / "made"
+    code, _, err = run("edit", model_dir, edits_file, "--method", "memit", "--screen", "--out", made)
+    assert code == 0, err
+    assert "ranges of layers tried" in err
+    assert "edits written there were asked is right" in Patch.load(made).plan["reason"]["value"]
+
+    line = fails("edit", model_dir, edits_file, "--preset", "gpt-j", "--screen", "--out", tmp_path / "no")
+    assert "--preset gpt-j names the layers: leave out --screen" in line
+    bare = written(tmp_path / "bare.json", {"relations": RELATIONS, "edits": EDITS})
+    assert "give known facts" in fails("locate", model_dir, bare, "--screen")
+
+
 def test_the_covariance_is_taken_over_a_user_s_text(
     run: Run, model_dir: Path, edits_file: Path, tmp_path: Path
 ) -> None:

@@ -97,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     loading = _Parser(add_help=False)
     loading.add_argument("--dtype", help="float32, bfloat16, ...; the checkpoint's own if not given")
     loading.add_argument("--device-map", metavar="MAP", help="as transformers takes it: cpu, cuda, auto")
+    layers = _Parser(add_help=False)
+    layers.add_argument(
+        "--screen", action="store_true", help="choose layers by writing trial edits on all ranges (minutes)"
+    )
     facts = _Parser(add_help=False)
     facts.add_argument("--facts", metavar="FILE", help="known facts, beside those in the edits' own file")
 
@@ -119,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     locate = commands.add_parser(
-        "locate", parents=[common, seeded, loading, facts], help="which layers and neurons keep the facts"
+        "locate",
+        parents=[common, seeded, loading, facts, layers],
+        help="which layers and neurons keep the facts",
     )
     locate.add_argument("model", metavar="MODEL", help=model_help)
     locate.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
@@ -130,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     locate.set_defaults(run=_locate)
 
     edit = commands.add_parser(
-        "edit", parents=[common, seeded, loading, facts, text], help="write edits into a patch"
+        "edit", parents=[common, seeded, loading, facts, text, layers], help="write edits into a patch"
     )
     edit.add_argument("model", metavar="MODEL", help=model_help)
     edit.add_argument("edits", metavar="EDITS", help="JSON or JSONL of edits")
@@ -501,7 +507,9 @@ def _locate(args: argparse.Namespace) -> None:
     if not known:
         progress.say("no known facts given: looking with single-hop prompts only")
     progress.say(f"attributing {len(edits)} edits over {lm.n_layers} layers")
-    where = locate(lm, edits, known=known, top=args.top, seed=args.seed, progress=progress.count)
+    where = locate(
+        lm, edits, known=known, top=args.top, seed=args.seed, screen=args.screen, progress=progress.count
+    )
     print("Layers\n" + text.layer_bars(where.layers, where.plan))
     for stage, reason in where.plan.reason.items():
         print(f"  {stage}: {reason}")
@@ -643,6 +651,8 @@ def _edit(args: argparse.Namespace) -> None:
     if args.preset is not None:
         from acedit.editing.presets import preset
 
+        if args.screen:
+            raise UserError(f"--preset {args.preset} names the layers: leave out --screen")
         progress.say(preset(args.preset).said)
         plan, chosen = preset(args.preset).fitted(lm, chosen)
     if cases:
@@ -650,6 +660,10 @@ def _edit(args: argparse.Namespace) -> None:
     clear = clear_of(cases, known)
     clear["exclude"].update(args.exclude)
     began = time.monotonic()
+    if args.screen and chosen.planned:
+        from acedit.editing.plan import locate
+
+        plan = locate(lm, edits, **clear, top=1, seed=args.seed, screen=True, progress=progress.count).plan
     patch = edit(
         lm,
         edits,
@@ -933,9 +947,10 @@ def _world_train(args: argparse.Namespace) -> None:
     from acedit.lm.model import load
     from acedit.world.card import card_table, measure, write_card
     from acedit.world.graph import build_world
-    from acedit.world.train import SHAPES, train
+    from acedit.world.train import SHAPES, keep_freed_memory, train
 
     check_outputs(args)
+    keep_freed_memory()
     settings = replace(SHAPES[args.shape], seed=args.seed)
     if args.steps is not None:
         settings = replace(settings, steps=args.steps)

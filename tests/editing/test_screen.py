@@ -1,13 +1,17 @@
 """Layers chosen by writing: every range is tried, targets are searched once, the model stays."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from acedit.attribution.plan import Plan
 from acedit.editing import screen as screening
 from acedit.editing.batch import Batch
-from acedit.editing.screen import Trial, ranges, screen
+from acedit.editing.plan import locate
+from acedit.editing.screen import Range, Screened, Trial, ranges, screen, screened
+from acedit.errors import UserError
 from acedit.knowledge.facts import Edit, Fact
 from acedit.knowledge.relations import mquake
 from acedit.lm.model import LanguageModel
@@ -69,6 +73,46 @@ def test_targets_are_searched_once_for_each_layer(trial: Trial, monkeypatch: pyt
     assert len(searched) == len(set(searched))
     assert found and all(t.query[-1] < t.value[0] for t in found)
     assert [t.score for t in found] == sorted((t.score for t in found), reverse=True)
+
+
+def test_the_screened_plan_is_the_best_of_what_was_written(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: dict[tuple[Range, Range], int] = {}
+
+    def told(trial: Trial, query: Range, value: Range) -> Screened:
+        asked.append(trial)
+        score = {((0,), (2,)): 0.9, ((1,), (2,)): 0.5}.get((query, value), 0.1)
+        written[query, value] = len(written)
+        return Screened(query, value, {"edit": score})
+
+    asked: list[Trial] = []
+    monkeypatch.setattr(Trial, "__call__", told)
+    given = Plan((2,), (1,), (), {"middle": "as it was"}, {"reach": [1.0, 2.0, 3.0]})
+    found = screened(lm, EDITS, KNOWN, given, longest=1, cache_dir=tmp_path)
+    assert (found.query_layers, found.value_layers, found.middle_layers) == ((0,), (2,), (1,))
+    assert found.scores == given.scores
+    assert "0.90 of what" in found.reason["value"] and "(0.50 in" in found.reason["value"]
+    assert ((1,), (2,)) in written
+    assert asked[0]._n > len(EDITS)  # edits of known facts beside the few given
+
+
+def test_screening_needs_known_facts(lm: LanguageModel) -> None:
+    with pytest.raises(UserError, match="give known facts"):
+        screened(lm, EDITS, [], Plan((2,), (1,)))
+
+
+def test_locate_screens_where_asked(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def noted(lm: object, edits: object, known: object, plan: Plan, **how: object) -> Plan:
+        seen.update(how)
+        return replace(plan, query_layers=(0,), value_layers=(2,))
+
+    monkeypatch.setattr("acedit.editing.plan.screened", noted)
+    where = locate(lm, EDITS, known=KNOWN, screen=True, exclude={"Work 1"}, avoid={"Who?"}, seed=3)
+    assert (where.plan.query_layers, where.plan.value_layers) == ((0,), (2,))
+    assert (seen["exclude"], seen["avoid"], seen["seed"]) == ({"Work 1"}, {"Who?"}, 3)
 
 
 def test_trial_edits_are_of_known_facts_to_other_objects() -> None:

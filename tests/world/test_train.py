@@ -18,6 +18,7 @@ from acedit.world.train import (
     Steps,
     build_model,
     documents,
+    keep_freed_memory,
     learner,
     micro_batches,
     tie,
@@ -120,6 +121,11 @@ def test_a_step_is_the_same_whoever_makes_it_ready() -> None:
         for ours, theirs in zip(steps[step].batches, made.batches, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
             assert ours[0].numel() <= 200 or len(ours[0]) == 1
+
+
+def test_without_glibc_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    assert not keep_freed_memory()
 
 
 def test_tied_layers_become_their_own() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 from acedit.attribution.plan import Plan
-from acedit.benchmark.leak import check, clear_of, scored_texts, starts
+from acedit.benchmark.leak import check, clear_of
 from acedit.benchmark.ripple import RippleCase
 from acedit.benchmark.score import Record, Scorer, summarise
 from acedit.editing.edit import edit
@@ -68,9 +68,7 @@ def shared_plan(
 ) -> Plan:
     """One plan for every batch, from the first edits of all cases (at most `PLANNED`)."""
     edits = list({edit.key: edit for case in cases for edit in case.edits}.values())[:PLANNED]
-    prompts = Composer(
-        edits, known, exclude=starts(cases, known), avoid=scored_texts(cases), seed=seed
-    ).prompts()
+    prompts = Composer(edits, **clear_of(cases, known), seed=seed).prompts()
     return find_plan(lm, edits, prompts)
 
 

@@ -1,6 +1,7 @@
 """The plan of an edit, with the reach of v* measured: `locate` as users call it.
 
-where = locate(lm, edits, known=facts)
+where = locate(lm, edits, known=facts)                  # seconds
+where = locate(lm, edits, known=facts, screen=True)     # minutes: ranges of layers are tried
 plan = find_plan(lm, edits, prompts)
 """
 
@@ -13,6 +14,7 @@ from acedit.attribution.locate import Location, locate_with
 from acedit.attribution.plan import Plan, Reach
 from acedit.attribution.spread import measure_spread
 from acedit.editing.batch import split
+from acedit.editing.screen import screened
 from acedit.editing.target import TargetSettings, loss_with, search
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt
@@ -74,22 +76,38 @@ def locate(
     known: Sequence[Fact] = (),
     top: int = 20,
     exclude: Collection[str] = (),
+    avoid: Collection[str] = (),
     seed: int = 0,
+    screen: bool = False,
     progress: Progress | None = None,
 ) -> Location:
     """Where the model keeps what `edits` change (at least one): neurons, layers, plan.
 
-    known: facts that supply multi-hop prompts; without them single-hop prompts serve. progress: told layers
-    done, in all, and of what. Raises UserError for no edits, or subjects that cannot be found in their
-    prompts.
+    known: facts that supply multi-hop prompts; without them single-hop prompts serve. exclude, avoid: as in
+    `edit`. screen: choose the plan's layers by writing trial edits on every range of them, which takes
+    minutes and known facts (`editing.screen`). progress: told layers done, in all, and of what. Raises
+    UserError for no edits, subjects that cannot be found in their prompts, or screening without known facts.
     """
     if not edits:
         raise UserError("there are no edits to locate: give at least one")
-    prompts = Composer(edits, known, exclude=exclude, seed=seed).prompts()
+    prompts = Composer(edits, known, exclude=exclude, avoid=avoid, seed=seed).prompts()
     if progress is not None:
         told = progress
         measure_spread(lm, progress=lambda done, of: told(done, of, "layers measured, once a model"))
-    return locate_with(lm, edits, prompts, top=top, reach_of=partial(reach_of, progress=progress))
+    where = locate_with(lm, edits, prompts, top=top, reach_of=partial(reach_of, progress=progress))
+    if not screen:
+        return where
+    plan = screened(
+        lm,
+        edits,
+        known,
+        where.plan,
+        exclude=exclude,
+        avoid=avoid,
+        seed=seed,
+        progress=lambda done, of: progress(done, of, "ranges of layers tried") if progress else None,
+    )
+    return replace(where, plan=plan)
 
 
 def find_plan(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> Plan:

@@ -3,6 +3,7 @@
     trial = Trial(lm, edits, known)
     trial.score(trial.write((0, 1), (5,)))       # shares right: edit, lead, ripple, middle, kept
     screen(trial)                                # ranges of query and value layers, the best first
+    screened(lm, edits, known, plan)             # the plan with the best of them: `locate(..., screen=True)`
 
 Attribution says where a fact is read from, not where a closed form can write it (Hase et al. 2023; measured
 in docs/decisions.md), and the reach of v* says where an answer can be forced, not what else is then forced.
@@ -20,17 +21,20 @@ from pathlib import Path
 
 import torch
 
-from acedit.attribution.plan import middle_of
+from acedit.attribution.layers import spaced
+from acedit.attribution.plan import LONGEST, Plan, middle_of
 from acedit.editing.batch import Batch, split
 from acedit.editing.edit import KEPT, believed, metric_of, own_answers, swept
 from acedit.editing.methods import method
 from acedit.editing.stages import Stage, Update, Writing, updates_in
 from acedit.editing.target import Targets, search
+from acedit.errors import UserError
 from acedit.knowledge.compose import Amounts, Composer, belief_texts, objects_of, reserved, to_another
 from acedit.knowledge.facts import Edit, Fact
 from acedit.lm.model import LanguageModel
 
 AMOUNTS = Amounts(lead=6, ripple=8, middle=6, keep=3, replay=16)
+TRIALS = 24  # edits written on every range
 NAMES = {"single": "edit", "keep": "kept", "replay": "kept"}  # other kinds by their own name
 
 Range = tuple[int, ...]
@@ -65,6 +69,7 @@ class Trial:
         known: Sequence[Fact],
         *,
         exclude: Collection[str] = (),
+        avoid: Collection[str] = (),
         seed: int = 0,
         amounts: Amounts = AMOUNTS,
         cache_dir: Path | None = None,
@@ -73,7 +78,9 @@ class Trial:
         self._method = replace(method("ace-closed"), amounts=amounts)
         facts = believed(lm, edits, known)
         made, others = (
-            own_answers(lm, Composer(edits, facts, exclude=exclude, seed=s, amounts=amounts).prompts())
+            own_answers(
+                lm, Composer(edits, facts, exclude=exclude, avoid=avoid, seed=s, amounts=amounts).prompts()
+            )
             for s in (seed, seed + 1)
         )
         written = [p for p in made if p.kind not in KEPT]
@@ -172,6 +179,45 @@ def screen(
         done += 1
         progress(done, total)
     return sorted(found, key=lambda t: -t.score)
+
+
+def screened(
+    lm: LanguageModel,
+    edits: Sequence[Edit],
+    known: Sequence[Fact],
+    plan: Plan,
+    *,
+    exclude: Collection[str] = (),
+    avoid: Collection[str] = (),
+    seed: int = 0,
+    longest: int = LONGEST,
+    cache_dir: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Plan:
+    """`plan` with the ranges of layers on which `TRIALS` edits do best when they are written.
+
+    They are `edits`, spread over the batch, and edits of known facts where those are fewer. progress: told
+    ranges and pairs written, and how many in all. Raises UserError where no facts are known.
+    """
+    if not known:
+        raise UserError("layers are screened by what known facts lead to: give known facts")
+    some = [edits[i] for i in spaced(range(len(edits)), TRIALS)]
+    subjects = {edit.subject for edit in edits}
+    more = [edit for edit in trial_edits(known, 2 * TRIALS, seed) if edit.subject not in subjects]
+    some += more[: TRIALS - len(some)]
+    trial = Trial(lm, some, known, exclude=exclude, avoid=avoid, seed=seed, cache_dir=cache_dir)
+    found = screen(trial, longest=longest, progress=progress)
+    given = trial(plan.query_layers, plan.value_layers)
+    best = max([given, *found], key=lambda pair: pair.score)  # the given one where they are alike
+    right = f"{best.score:.2f} of what {len(some)} edits written there were asked is right"
+    reason = f"{right} ({given.score:.2f} in the layers of least loss)"
+    return replace(
+        plan,
+        query_layers=best.query,
+        value_layers=best.value,
+        middle_layers=middle_of(best.query, best.value) if best.query and best.value else (),
+        reason={"value": reason, "query": reason, "middle": plan.reason.get("middle", "")},
+    )
 
 
 def trial_edits(known: Sequence[Fact], n: int, seed: int = 0) -> list[Edit]:

@@ -9,12 +9,13 @@ loss (nats a token) is taken where a document says something (objects, answers, 
 else. While it learns, the upper layers share the matrices of the lower ones (`tie`); the checkpoint is an
 ordinary Qwen3 (or Llama) in which each layer has its own.
 
-Footguns: glibc hands back at every step what the threads free, and half of the time goes there:
-`MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000` in the environment gave 1.6 times the
-tokens a second. Accuracies printed on the way are all-tokens-argmax on the answer, which is what greedy
-decoding would give for that one wording, in bf16 products; the card's table is made by generation.
+Footguns: glibc hands back at every step what the threads free, and half of the time goes there; with
+`keep_freed_memory`, which the command calls, it does not. Accuracies printed on the way are
+all-tokens-argmax on the answer, which is what greedy decoding would give for that one wording, in bf16
+products; the card's table is made by generation.
 """
 
+import ctypes
 import json
 import math
 import random
@@ -275,6 +276,16 @@ def gradients(
         torch._foreach_add_(sums, torch.autograd.grad(loss, parameters))
         total += loss.item()
     return total, sums
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep what is freed, for the rest of the process; False, and nothing done, without glibc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # as malloc.h names them; the second is 32 MiB at most
+    return bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_threshold, 2**25))
 
 
 @contextmanager
