@@ -318,15 +318,17 @@ def test_world_train_ends_with_the_card(
 ) -> None:
     from acedit.world.card import CardRow
 
-    def train(out: Path, settings: Any, *, say: Callable[[str], None]) -> Path:
-        say(f"step 1/{settings.steps}")
+    def train(out: Path, settings: Any, *, say: Callable[[str], None], device: str) -> Path:
+        say(f"step 1/{settings.steps} on {device}")
         return Path(shutil.copytree(model_dir, out))
 
     monkeypatch.setattr("acedit.world.train.train", train)
+    kept: list[bool] = []
+    monkeypatch.setattr("acedit.world.train.keep_freed_memory", lambda: kept.append(True))
     monkeypatch.setattr("acedit.world.card.measure", lambda *_, **__: [CardRow("one hop", 1.0, 9, 0.99)])
     out = tmp_path / "bundled"
     code, said, err = run("world", "train", "--out", out, "--steps", 7)
-    assert code == 0 and "step 1/7" in err
+    assert code == 0 and "step 1/7 on cpu" in err and kept
     assert "| one hop | 1.000 | 9 | 0.99 |" in said
     assert "steps 7" in (out / "README.md").read_text("utf-8")
 
