@@ -195,7 +195,13 @@ def test_layers_are_screened_where_asked(
     code, _, err = run("edit", model_dir, edits_file, "--method", "memit", "--screen", "--out", made)
     assert code == 0, err
     assert "ranges of layers tried" in err
-    assert "edits written there were asked is right" in Patch.load(made).plan["reason"]["value"]
+    plan = Patch.load(made).plan
+    assert "trial edits written there are right about" in plan["reason"]["value"]
+    named = {*plan["query_layers"], *plan["middle_layers"], *plan["value_layers"]}
+    assert {u.layer for u in Patch.load(made).updates} <= named
+    assert "--method ace goes by no plan" in fails(
+        "edit", model_dir, edits_file, "--screen", "--out", tmp_path / "no"
+    )
 
     line = fails("edit", model_dir, edits_file, "--preset", "gpt-j", "--screen", "--out", tmp_path / "no")
     assert "--preset gpt-j names the layers: leave out --screen" in line

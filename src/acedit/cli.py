@@ -507,8 +507,13 @@ def _locate(args: argparse.Namespace) -> None:
     if not known:
         progress.say("no known facts given: looking with single-hop prompts only")
     progress.say(f"attributing {len(edits)} edits over {lm.n_layers} layers")
+    from acedit.benchmark.leak import Clear, clear_of
+
+    clear: Clear = {"known": known, "exclude": set(), "avoid": set()}
+    if args.screen and (cases := _cases_of(args.edits)):  # trial edits are edits
+        clear = clear_of(cases, known)
     where = locate(
-        lm, edits, known=known, top=args.top, seed=args.seed, screen=args.screen, progress=progress.count
+        lm, edits, **clear, top=args.top, seed=args.seed, screen=args.screen, progress=progress.count
     )
     print("Layers\n" + text.layer_bars(where.layers, where.plan))
     for stage, reason in where.plan.reason.items():
@@ -642,6 +647,10 @@ def _edit(args: argparse.Namespace) -> None:
         chosen = chosen.narrowed(args.rank)
     if args.cot_prompts:
         chosen = chosen.with_cot_prompts()
+    if args.screen and args.preset is not None:
+        raise UserError(f"--preset {args.preset} names the layers: leave out --screen")
+    if args.screen and not chosen.planned:
+        raise UserError(f"--method {chosen.name} goes by no plan of layers: leave out --screen")
     progress = Progress(args.quiet)
     progress.say("loading the model")
     lm = _load(args)
@@ -651,8 +660,6 @@ def _edit(args: argparse.Namespace) -> None:
     if args.preset is not None:
         from acedit.editing.presets import preset
 
-        if args.screen:
-            raise UserError(f"--preset {args.preset} names the layers: leave out --screen")
         progress.say(preset(args.preset).said)
         plan, chosen = preset(args.preset).fitted(lm, chosen)
     if cases:
@@ -660,10 +667,11 @@ def _edit(args: argparse.Namespace) -> None:
     clear = clear_of(cases, known)
     clear["exclude"].update(args.exclude)
     began = time.monotonic()
-    if args.screen and chosen.planned:
+    if args.screen:
         from acedit.editing.plan import locate
 
-        plan = locate(lm, edits, **clear, top=1, seed=args.seed, screen=True, progress=progress.count).plan
+        how = {"seed": args.seed, "text": text, "progress": progress.count}
+        plan = locate(lm, edits, **clear, top=1, screen=True, **how).plan
     patch = edit(
         lm,
         edits,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from acedit.attribution.atlas import build_atlas
 from acedit.attribution.certified import (
+    BOUNDS,
     Base,
     _Board,
     _growth,
@@ -310,6 +311,26 @@ def test_layer_sums_are_within_their_error(name: str, dtype: torch.dtype) -> Non
                 near = 1e-9 if dtype == torch.float64 else 1e-4
                 assert abs(each.value - float(true[layer, i])) <= each.error + near
                 assert each.error <= tolerance
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("at_once", [1, 1 << 30])
+def test_several_readings_of_a_prompt_add_up(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, together: bool
+) -> None:
+    """Every token of the answers read, bounds taken one reading at a time as on a CPU, or of all at once."""
+    monkeypatch.setitem(BOUNDS, "cpu", at_once)
+    lm = tiny_lm("qwen3", dtype=torch.float64)
+    true = layer_scores(lm, PROMPTS, ANSWERS, tokens="all").neurons
+    true = true.sum(1, keepdim=True) if together else true
+    found = certified_top(lm, PROMPTS, ANSWERS, k=3, tokens="all", together=together)
+    assert len(found) == true.shape[1]
+    for i, layers in enumerate(found):
+        for layer, part in enumerate(layers):
+            best = true[layer, i].topk(3)
+            assert [n.index for n in part.neurons] == best.indices.tolist()
+            assert [n.score for n in part.neurons] == pytest.approx(best.values.tolist(), abs=1e-8)
+            assert part.rescored < part.of
 
 
 def test_repeated_neurons_are_a_tie() -> None:

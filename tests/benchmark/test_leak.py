@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from acedit.benchmark.evaluate import merged_edits
+from acedit.benchmark.evaluate import merged_edits, shared_plan
 from acedit.benchmark.leak import LeakError, check, scored_texts, starts
 from acedit.benchmark.ripple import Query, RippleCase, RippleTest
 from acedit.editing.methods import method
@@ -74,6 +74,21 @@ def test_whoever_a_ripple_test_names_starts_no_prompt() -> None:
     with pytest.raises(LeakError, match="starts where a scored question starts"):
         check([lead], [case])
     check([replace(lead, subject="Eve Fox")], [case])
+
+
+def test_a_shared_plan_is_made_of_no_scored_wording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the known facts' own relation has the question that scores the edit."""
+    seen: list[Prompt] = []
+    monkeypatch.setattr("acedit.benchmark.evaluate.find_plan", lambda _, __, prompts: seen.extend(prompts))
+    (case,) = cases_from(make_cases(build_world(), seed=5, n=1, pool="dev"))
+    edit = case.edits[0]
+    scored = "Of which land does {} hold the passport?"
+    asked = replace(edit.relation, questions=(scored, *edit.relation.questions))
+    case = replace(case, edits=(replace(edit, relation=asked),), paraphrases=((scored,),))
+    known = [Fact(f"Person {i}", asked, ("Peru", "Chile")[i % 2]) for i in range(8)]
+    shared_plan(object(), [case], known, seed=0)  # type: ignore[arg-type]
+    assert any("Person" in p.text for p in seen)
+    assert not any("hold the passport" in p.text for p in seen)
 
 
 def test_a_leak_is_seen(known: list[Fact]) -> None:

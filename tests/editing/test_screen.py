@@ -88,18 +88,44 @@ def test_the_screened_plan_is_the_best_of_what_was_written(
 
     asked: list[Trial] = []
     monkeypatch.setattr(Trial, "__call__", told)
-    given = Plan((2,), (1,), (), {"middle": "as it was"}, {"reach": [1.0, 2.0, 3.0]})
+    given = Plan((2,), (1,), (), {"middle": "none"}, {"reach": [3.0, 2.0, 1.0], "value": [0.1, 0.2, 0.3]})
     found = screened(lm, EDITS, KNOWN, given, longest=1, cache_dir=tmp_path)
     assert (found.query_layers, found.value_layers, found.middle_layers) == ((0,), (2,), (1,))
-    assert found.scores == given.scores
-    assert "0.90 of what" in found.reason["value"] and "(0.50 in" in found.reason["value"]
+    assert found.scores == {"value": [0.1, 0.2, 0.3]}, "the loss would have methods widen the ranges"
+    assert found.reason["middle"] == "half-way between query and value layers"
+    assert "right about 0.90" in found.reason["value"] and "(0.50 in" in found.reason["value"]
     assert ((1,), (2,)) in written
     assert asked[0]._n > len(EDITS)  # edits of known facts beside the few given
 
 
-def test_screening_needs_known_facts(lm: LanguageModel) -> None:
+def test_edits_are_spread_over_the_batch_and_excluded_entities_get_none(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[list[Edit]] = []
+
+    def noted(_: Trial, __: object, edits: list[Edit], *rest: object, **how: object) -> None:
+        made.append(list(edits))
+
+    monkeypatch.setattr(Trial, "__init__", noted)
+    monkeypatch.setattr(Trial, "__call__", lambda _, query, value: Screened(query, value, {"edit": 0.5}))
+    monkeypatch.setattr(Trial, "layers", 3)
+    many = [Edit(f"Cat {i}", R["P27"], "Chile", "Peru") for i in range(25)]
+    plan = Plan((2,), (1,))
+    screened(lm, many, KNOWN, plan)
+    screened(lm, EDITS, [*KNOWN, Fact("Work 0", R["P27"], "Peru"), Fact("Ann Lee", R["P27"], "Peru")], plan)
+    screened(lm, EDITS[:1], [*KNOWN, Fact("Ann Lee", R["P27"], "Peru")], plan, exclude={"Ann Lee"})
+    assert [e.subject for e in made[0]] == [e.subject for e in many[:24]]
+    assert [e.subject for e in made[1]][:2] == ["Bo Ray", "Ann Lee"]
+    assert all("Ann Lee" not in (e.subject for e in edits) for edits in (made[1][2:], made[2]))
+
+
+def test_what_cannot_be_screened_is_refused(lm: LanguageModel) -> None:
     with pytest.raises(UserError, match="give known facts"):
         screened(lm, EDITS, [], Plan((2,), (1,)))
+    with pytest.raises(UserError, match="contradict each other"):
+        screened(lm, [EDITS[0], replace(EDITS[0], target="Norway")], KNOWN, Plan((2,), (1,)))
+    with pytest.raises(UserError, match="leave nothing to ask"):
+        Screened((0,), (1,), {}).score  # noqa: B018
 
 
 def test_locate_screens_where_asked(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

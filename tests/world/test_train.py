@@ -16,6 +16,7 @@ from acedit.world.train import (
     SHAPES,
     Settings,
     Steps,
+    _as_it_is,
     build_model,
     documents,
     keep_freed_memory,
@@ -82,7 +83,7 @@ def test_other_settings_start_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
 def test_a_device_that_is_not_there_leaves_nothing(tmp_path: Path, device: str) -> None:
-    with pytest.raises(UserError, match=f"--device {device}: "):
+    with pytest.raises(UserError, match=f"device '{device}' is not there: "):
         train(tmp_path / "out", SMALL, say=lambda _: None, device=device)
     assert not (tmp_path / "out").exists()
 
@@ -115,7 +116,7 @@ def test_a_step_is_the_same_whoever_makes_it_ready() -> None:
     corpus = Corpus(small_world(), 0, SMALL.strangers)
     docs = documents(corpus, SMALL, 0)
     steps = Steps(corpus, train_tokenizer([doc.text for doc in docs], 320, 2048), SMALL, 200)
-    beside = DataLoader(steps, batch_size=None, sampler=[3, 1], num_workers=2, collate_fn=lambda step: step)
+    beside = DataLoader(steps, batch_size=None, sampler=[3, 1], num_workers=2, collate_fn=_as_it_is)
     for step, made in zip((3, 1), beside, strict=True):
         assert made.tokens == steps[step].tokens > 400
         for ours, theirs in zip(steps[step].batches, made.batches, strict=True):

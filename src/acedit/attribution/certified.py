@@ -38,6 +38,8 @@ from acedit.lm.trace import Trace, trace
 HEAVY = 32  # tokens of p taken exactly
 CPU_TILE, GPU_TILE = 1 << 19, 1 << 24  # numbers of W_U at a time: what a core's cache, and a kernel, like
 ROWS = 1024  # neurons scored exactly in one sweep over the vocabulary
+# Bytes of a layer's bounds at a time: one reading's stay in a core's cache, a GPU wants many at once.
+BOUNDS = {"cpu": 1, "cuda": 1 << 27}
 ROOM = 2 << 30  # bytes that the distributions of one round may take, and what is made of them on the way
 DOUBT = 1e-10  # nats; what float64 logarithms and sums may be off at least, and so what counts as a tie
 
@@ -266,17 +268,18 @@ class _Board:
         rounded = rounding(lm.d_model, self._work) + summed + self._off[:, layer]
         off = rounded * readers.norm(dim=2).amax(1)
         stretched, scale = 1 + self._off[:, layer, None], self._scale[:, layer]
-        # One reading at a time stays in a core's cache; a GPU wants all at once.
-        for some in torch.arange(len(rows), device=rows.device).split(1 if rows.is_cpu else len(rows)):
-            by = scale[some].abs()
+        most = BOUNDS.get(rows.device.type, BOUNDS["cuda"])
+        together = max(1, most // (8 * products[:, 0].numel()))
+        for some in torch.arange(len(rows), device=rows.device).split(together):
+            size = scale[some].abs()
             low, high = self._base.bounds(
                 rows[some],
                 products[:, some].transpose(0, 1).double() * scale[some, :, None],
-                off[some, None] * lengths * by,
-                self._spread.energy[layer] * (by * stretched[some]).square(),
-                self._spread.reach[layer] * by * stretched[some],
+                off[some, None] * lengths * size,
+                self._spread.energy[layer] * (size * stretched[some]).square(),
+                self._spread.reach[layer] * size * stretched[some],
             )
-            idle, doubt = by == 0, self._doubt[rows[some], None]
+            idle, doubt = size == 0, self._doubt[rows[some], None]
             for board, bound in ((self.low, low - doubt), (self.high, high + doubt)):
                 board[:, layer].index_add_(0, self._at.prompt[some], bound.masked_fill(idle, 0.0))
 

@@ -5,9 +5,10 @@
 
 What decides is the *reach* of v*: searched at a layer and token on some prompts, what loss does it leave on
 others? A query layer is where a v* at the subject's last token serves other wordings of the fact, a value
-layer where one at the last token serves other chains that lead to the subject. In a sweep of all ranges
-this names the best layers, and Eq. 9 and Eq. 10 do not (docs/decisions.md; compare Hase et al. 2023). They
-rank layers all the same, for those who leave out the most important (Table 4). Middle layers, for facts
+layer where one at the last token serves other chains that lead to the subject. In sweeps of all ranges
+this is as good as the best layers on the bundled model, near them on another (where `editing.screen` finds
+them), and Eq. 9 and Eq. 10 are not (docs/decisions.md; compare Hase et al. 2023). They rank layers all the
+same, for those who leave out the most important (Table 4). Middle layers, for facts
 with hops on both sides, lie between.
 """
 
@@ -63,6 +64,11 @@ def middle_of(query: Sequence[int], value: Sequence[int]) -> tuple[int, ...]:
     """The layer half-way between the query layers and the value layers; none where none lies between."""
     between = range(query[-1] + 1, value[0])
     return tuple(between[len(between) // 2 :][:1])
+
+
+def why_middle(middle: Sequence[int]) -> str:
+    """What a plan says of its middle layers."""
+    return "half-way between query and value layers" if middle else "no layer lies between"
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ def choose_layers(reach: Reach, *, value: Sequence[float] = (), query: Sequence[
         {
             "value": said(above, value_layers, means[1], "the last token"),
             "query": said(run, query_layers, means[0], "the subject's last token"),
-            "middle": "half-way between query and value layers" if middle else "no layer lies between",
+            "middle": why_middle(middle),
         },
         {"value": list(value), "query": list(query), "reach": means[0], "value_reach": means[1]},
     )

@@ -14,7 +14,7 @@ from acedit.attribution.locate import Location, locate_with
 from acedit.attribution.plan import Plan, Reach
 from acedit.attribution.spread import measure_spread
 from acedit.editing.batch import split
-from acedit.editing.screen import screened
+from acedit.editing.screen import refuse_unscreenable, screened
 from acedit.editing.target import TargetSettings, loss_with, search
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt
@@ -79,17 +79,21 @@ def locate(
     avoid: Collection[str] = (),
     seed: int = 0,
     screen: bool = False,
+    text: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Location:
     """Where the model keeps what `edits` change (at least one): neurons, layers, plan.
 
     known: facts that supply multi-hop prompts; without them single-hop prompts serve. exclude, avoid: as in
     `edit`. screen: choose the plan's layers by writing trial edits on every range of them, which takes
-    minutes and known facts (`editing.screen`). progress: told layers done, in all, and of what. Raises
-    UserError for no edits, subjects that cannot be found in their prompts, or screening without known facts.
+    minutes and known facts (`editing.screen`), text the prose for its covariance. progress: told layers done,
+    in all, and of what. Raises UserError for no edits, subjects that cannot be found in their prompts, or
+    screening without known facts or of edits that contradict each other.
     """
     if not edits:
         raise UserError("there are no edits to locate: give at least one")
+    if screen:
+        refuse_unscreenable(edits, known)
     prompts = Composer(edits, known, exclude=exclude, avoid=avoid, seed=seed).prompts()
     if progress is not None:
         told = progress
@@ -105,6 +109,7 @@ def locate(
         exclude=exclude,
         avoid=avoid,
         seed=seed,
+        text=text,
         progress=lambda done, of: progress(done, of, "ranges of layers tried") if progress else None,
     )
     return replace(where, plan=plan)

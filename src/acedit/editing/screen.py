@@ -7,11 +7,12 @@
 
 Attribution says where a fact is read from, not where a closed form can write it (Hase et al. 2023; measured
 in docs/decisions.md), and the reach of v* says where an answer can be forced, not what else is then forced.
-So the edits are made, by the stages of `ace-closed`, and scored by the argmax under teacher forcing: the
-facts themselves in the wordings written, all else on prompts that were not. Targets are searched once
-for each layer and stage.
+So the edits are made, by the stages of `ace-closed` whatever method the layers are for, and scored by the
+argmax under teacher forcing: the facts themselves in the wordings written, all else on prompts that were
+not. Targets are searched once for each layer and stage.
 
 Footgun: no scored question may be among `edits` or `known`'s consequences; exclude them as in `edit`.
+`screened` makes edits of its own beside those given, and none of a subject in `exclude`.
 """
 
 import random
@@ -21,16 +22,15 @@ from pathlib import Path
 
 import torch
 
-from acedit.attribution.layers import spaced
-from acedit.attribution.plan import LONGEST, Plan, middle_of
+from acedit.attribution.plan import LONGEST, Plan, middle_of, why_middle
 from acedit.editing.batch import Batch, split
-from acedit.editing.edit import KEPT, believed, metric_of, own_answers, swept
+from acedit.editing.edit import KEPT, believed, metric_of, own_answers, swept, text_of
 from acedit.editing.methods import method
 from acedit.editing.stages import Stage, Update, Writing, updates_in
 from acedit.editing.target import Targets, search
 from acedit.errors import UserError
-from acedit.knowledge.compose import Amounts, Composer, belief_texts, objects_of, reserved, to_another
-from acedit.knowledge.facts import Edit, Fact
+from acedit.knowledge.compose import Amounts, Composer, objects_of, reserved, to_another
+from acedit.knowledge.facts import Edit, Fact, distinct_edits
 from acedit.lm.model import LanguageModel
 
 AMOUNTS = Amounts(lead=6, ripple=8, middle=6, keep=3, replay=16)
@@ -50,7 +50,9 @@ class Screened:
 
     @property
     def score(self) -> float:
-        """The mean over kinds."""
+        """The mean over kinds. Raises UserError where nothing could be asked."""
+        if not self.right:
+            raise UserError("layers cannot be screened: the known facts leave nothing to ask after an edit")
         return sum(self.right.values()) / len(self.right)
 
 
@@ -72,6 +74,7 @@ class Trial:
         avoid: Collection[str] = (),
         seed: int = 0,
         amounts: Amounts = AMOUNTS,
+        text: Sequence[str] | None = None,
         cache_dir: Path | None = None,
     ) -> None:
         self._lm, self._n = lm, len(edits)
@@ -89,7 +92,9 @@ class Trial:
             for stage in self._method.stages
         }
         replay = split(lm, [p for p in made if p.kind in KEPT])
-        self._metric = metric_of(lm, self._method, belief_texts(known), range(lm.n_layers), replay, cache_dir)
+        self._metric = metric_of(
+            lm, self._method, text or text_of(lm, known), range(lm.n_layers), replay, cache_dir
+        )
         seen = {p.text for p in written if p.kind != "single"}
         self._held: dict[str, list[Batch]] = {}
         for name in dict.fromkeys(NAMES.get(p.kind, p.kind) for p in others):
@@ -191,33 +196,48 @@ def screened(
     avoid: Collection[str] = (),
     seed: int = 0,
     longest: int = LONGEST,
+    text: Sequence[str] | None = None,
     cache_dir: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Plan:
     """`plan` with the ranges of layers on which `TRIALS` edits do best when they are written.
 
-    They are `edits`, spread over the batch, and edits of known facts where those are fewer. progress: told
-    ranges and pairs written, and how many in all. Raises UserError where no facts are known.
+    They are `edits`, spread over the batch, and edits of known facts where those are fewer. text: for the
+    covariance, as in `edit`. progress: told ranges and pairs written, and how many in all. The plan's
+    `scores` leave out what the loss said, so that no method widens the ranges. Raises UserError for edits
+    that contradict each other, or where no facts are known.
     """
-    if not known:
-        raise UserError("layers are screened by what known facts lead to: give known facts")
-    some = [edits[i] for i in spaced(range(len(edits)), TRIALS)]
-    subjects = {edit.subject for edit in edits}
-    more = [edit for edit in trial_edits(known, 2 * TRIALS, seed) if edit.subject not in subjects]
-    some += more[: TRIALS - len(some)]
-    trial = Trial(lm, some, known, exclude=exclude, avoid=avoid, seed=seed, cache_dir=cache_dir)
+    refuse_unscreenable(edits, known)
+    n = min(TRIALS, len(edits))
+    some = [edits[i * len(edits) // n] for i in range(n)]
+    taken = {edit.subject for edit in edits} | set(exclude)
+    more = trial_edits([fact for fact in known if fact.subject not in taken], TRIALS - n, seed)
+    trial = Trial(
+        lm, [*some, *more], known, exclude=exclude, avoid=avoid, seed=seed, text=text, cache_dir=cache_dir
+    )
     found = screen(trial, longest=longest, progress=progress)
     given = trial(plan.query_layers, plan.value_layers)
     best = max([given, *found], key=lambda pair: pair.score)  # the given one where they are alike
-    right = f"{best.score:.2f} of what {len(some)} edits written there were asked is right"
-    reason = f"{right} ({given.score:.2f} in the layers of least loss)"
+    reason = (
+        f"{len(some) + len(more)} trial edits written there are right about {best.score:.2f}, the mean of "
+        f"{len(best.right)} sorts of questions ({given.score:.2f} in the layers of the plan before)"
+    )
+    middle = middle_of(best.query, best.value) if best.query and best.value else ()
     return replace(
         plan,
         query_layers=best.query,
         value_layers=best.value,
-        middle_layers=middle_of(best.query, best.value) if best.query and best.value else (),
-        reason={"value": reason, "query": reason, "middle": plan.reason.get("middle", "")},
+        middle_layers=middle,
+        reason={"value": reason, "query": reason, "middle": why_middle(middle)},
+        scores={name: row for name, row in plan.scores.items() if name in ("value", "query")},
     )
+
+
+def refuse_unscreenable(edits: Sequence[Edit], known: Sequence[Fact]) -> None:
+    """Raises UserError for edits that contradict each other, or where no facts are known."""
+    distinct_edits(edits)
+    if not known:
+        raise UserError("layers are screened by what known facts lead to: give known facts")
 
 
 def trial_edits(known: Sequence[Fact], n: int, seed: int = 0) -> list[Edit]:

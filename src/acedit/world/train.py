@@ -2,6 +2,7 @@
 
     train(Path("out/bundled"), Settings())        # about an hour on two cores; resumes where it was
     train(Path("out/second"), SHAPES["llama"])    # another family, deeper and narrower, to test against
+    train(Path("out/bundled"), Settings(), device="cuda")   # on a GPU; workers then make the texts ready
 
 Every step draws its documents from (seed, step) alone, so an interrupted run goes on as if it had never
 stopped. Hidden matrices learn by Muon, embeddings and norms by AdamW, both with a cosine decay. The
@@ -97,7 +98,7 @@ Causal = Qwen3ForCausalLM | LlamaForCausalLM
 Row = tuple[list[int], list[bool]]
 """Token ids of a document and, for each, whether it is learned."""
 
-Batch = tuple[Tensor, Tensor]
+MicroBatch = tuple[Tensor, Tensor]
 """Rows of like length: input ids and the learned mask, both (batch, seq)."""
 
 
@@ -218,7 +219,7 @@ def tokenized(tokenizer: PreTrainedTokenizerFast, docs: Sequence[Document]) -> l
     return rows
 
 
-def micro_batches(rows: list[Row], tokens: int = CORE_TOKENS) -> Iterator[Batch]:
+def micro_batches(rows: list[Row], tokens: int = CORE_TOKENS) -> Iterator[MicroBatch]:
     """Rows of like length, right-padded, at most `tokens` in all (or one row)."""
     rows = sorted(rows, key=lambda row: len(row[0]))
     batch: list[Row] = []
@@ -240,7 +241,7 @@ def micro_batches(rows: list[Row], tokens: int = CORE_TOKENS) -> Iterator[Batch]
 class Step:
     """What one step learns from: micro-batches, and the real tokens in them."""
 
-    batches: list[Batch]
+    batches: list[MicroBatch]
     tokens: int
 
 
@@ -266,7 +267,7 @@ def learned_logits(model: Causal, ids: Tensor, mask: Tensor) -> tuple[Tensor, Te
 
 
 def gradients(
-    model: Causal, parameters: Sequence[Tensor], batches: Sequence[Batch], learned: int
+    model: Causal, parameters: Sequence[Tensor], batches: Sequence[MicroBatch], learned: int
 ) -> tuple[float, list[Tensor]]:
     """Loss (nats a learned token, over `learned` of them) and its gradients, over the micro-batches."""
     total, sums = 0.0, [torch.zeros_like(p) for p in parameters]
@@ -289,7 +290,7 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def learner(model: Causal, workers: int) -> Iterator[Callable[[list[Batch]], float]]:
+def learner(model: Causal, workers: int) -> Iterator[Callable[[list[MicroBatch]], float]]:
     """While inside: a function that fills the gradients from batches and returns their loss (nats a token).
 
     Micro-batches are dealt to `workers` threads of one core each: two of them run batches this small 1.2
@@ -298,7 +299,7 @@ def learner(model: Causal, workers: int) -> Iterator[Callable[[list[Batch]], flo
     parameters = list(model.parameters())
     before = torch.get_num_threads()
 
-    def learn(batches: list[Batch]) -> float:
+    def learn(batches: list[MicroBatch]) -> float:
         learned = sum(int(mask[:, 1:].sum()) for _, mask in batches)
         dealt = [batches[i::workers] for i in range(workers)]
         found = list(pool.map(lambda share: gradients(model, parameters, share, learned), dealt))
@@ -365,8 +366,8 @@ def train(
     try:
         away = torch.zeros(1, device=device).device.type != "cpu"
     except (RuntimeError, AssertionError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {device}: {line}") from error
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"device {device!r} is not there: {line}") from error
     out.mkdir(parents=True, exist_ok=True)
     world = build_world()
     corpus = Corpus(world, settings.seed, settings.strangers)
