@@ -1,10 +1,10 @@
 """Choosing layers: an exhaustive sweep of query and value ranges against what `locate` and `screen` choose.
 
-    python benchmarks/layers.py --model bundled --longest 3 --out results/layers_bundled.json
+    python benchmarks/layers.py --model bundled --n 24 --draw 302 --finals 300 --out results/layers_301.json
 
 1. Every pair of contiguous ranges (query below value, at most --longest layers each) is written by
    `ace-closed`'s stages on fresh dev cases, all at once, and asked: the ranking.
-2. The plan of `locate` and the screened one, chosen from other cases' prompts.
+2. The plan of `locate` and of `locate(screen=True)` (ranges of --longest too), from other cases' edits.
 3. Both, and the sweep's first five, on fresh test cases: paired differences over questions. The best of the
    five is picked on one half of the cases and compared on the other, both ways.
 4. How well each criterion ranks layers: Spearman with what a single written layer does.

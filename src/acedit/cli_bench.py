@@ -246,7 +246,8 @@ def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCas
 
     known = given_facts(args.facts)
     if args.cases:
-        items = read_rows(args.cases)
+        first = None if args.edits or is_ripple(read_rows(args.cases, 1)) else args.n
+        items = read_rows(args.cases, first)
         if is_ripple(items):
             if args.edits:
                 raise UserError("--edits is of MQuAKE's cases: RippleEdits' have one edit each; leave it out")

@@ -13,11 +13,12 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from acedit.errors import UserError
-from acedit.knowledge.files import read_utf8
+from acedit.knowledge.files import list_rows, read_utf8
 from acedit.knowledge.relations import Relation, held_out, mquake
 
 log = logging.getLogger("acedit")
@@ -158,8 +159,10 @@ def read_facts(path: str | Path) -> list[Fact]:
     A MQuAKE file gives none (its chains are what is scored), nor does a list of edits. Raises UserError as
     `read_edits`.
     """
+    if is_mquake(_first(path, 1)):
+        return []
     rows, relations = _load(path, "facts")
-    if is_mquake(rows):
+    if is_mquake(rows):  # lines of them
         return []
     facts = []
     for i, row in enumerate(rows):
@@ -174,9 +177,20 @@ def read_cases(path: str | Path) -> list[Case]:
     return cases_in(path, read_rows(path))
 
 
-def read_rows(path: str | Path) -> list[Any]:
-    """A file of cases, parsed and no more. Raises UserError as `read_edits`."""
-    return _load(path, "cases")[0]
+def read_rows(path: str | Path, most: int | None = None) -> list[Any]:
+    """A file of cases, parsed and no more; of a list, which is read as a stream, the first `most` alone.
+
+    Raises UserError as `read_edits`, of what lies behind those not at all.
+    """
+    return (_first(path, most) if most else []) or _load(path, "cases")[0]
+
+
+def _first(path: str | Path, most: int | None) -> list[Any]:
+    """The first `most` rows of a file that holds a list (None: all); none of another, or of a broken one."""
+    try:
+        return list(islice(list_rows(path), most))
+    except (OSError, ValueError, RecursionError):
+        return []
 
 
 def cases_in(path: str | Path, rows: list[Any]) -> list[Case]:
@@ -196,7 +210,7 @@ def cases_from(rows: Sequence[Mapping[str, Any]], source: str | Path = "cases") 
 
 def _load(path: str | Path, wanted: str) -> tuple[list[Any], Mapping[str, Relation]]:
     """The rows of `wanted` ("edits", "facts" or "cases") and the file's own relations."""
-    data = _parse(path, read_utf8(path, "a JSON file"))
+    data: Any = _first(path, None) or _parse(path, read_utf8(path, "a JSON file"))
     if isinstance(data, dict) and {"subject", "requested_rewrite"} & set(data):
         data = [data]  # JSONL of one row
     if isinstance(data, list):

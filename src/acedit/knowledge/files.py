@@ -1,11 +1,21 @@
 """Reading a user's file of text.
 
 read_utf8("edits.json", "a JSON file")
+next(list_rows("cases.json"))               # the first of a hundred megabytes, at once
+
+Footgun: `list_rows` says no more of a broken file than that it is one, and only where it breaks.
 """
 
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 from acedit.errors import UserError
+
+CHUNK = 1 << 20  # characters read at a time
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def read_utf8(path: str | Path, wanted: str) -> str:
@@ -20,3 +30,71 @@ def read_utf8(path: str | Path, wanted: str) -> str:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def list_rows(path: str | Path, *, chunk: int = CHUNK) -> Iterator[Any]:
+    """The items of a JSON file that holds a list, each as soon as it is read.
+
+    Raises ValueError or RecursionError where the file is no JSON list, OSError where it cannot be read.
+    """
+    with Path(path).open(encoding="utf-8-sig") as file:
+        window = _Window(file, chunk)
+        if window.take() != "[":
+            raise ValueError("no list")
+        if window.peek() == "]":
+            window.take()
+        else:
+            while True:
+                yield window.value()
+                mark = window.take()
+                if mark == "]":
+                    break
+                if mark != ",":
+                    raise ValueError("neither a comma nor the list's end")
+        if window.peek():
+            raise ValueError("something after the list")
+
+
+class _Window:
+    """The part of a file that is being read, and where in it."""
+
+    def __init__(self, file: TextIO, chunk: int) -> None:
+        self._file, self._chunk = file, chunk
+        self._text, self._at = "", 0
+        self._decoder = json.JSONDecoder()
+
+    def _more(self) -> bool:
+        read = self._file.read(self._chunk)
+        self._text, self._at = self._text[self._at :] + read, 0
+        return bool(read)
+
+    def peek(self) -> str:
+        """The next sign that is no space; empty at the end."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def take(self) -> str:
+        """The same, gone past."""
+        sign = self.peek()
+        self._at += len(sign)
+        return sign
+
+    def value(self) -> Any:
+        """The next value, gone past."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError:
+                if not self._more():
+                    raise
+                continue
+            # A number may go on beyond the window: "1" of "1.5", and of "1." too.
+            if self._text[end : end + 1] not in tuple(" \t\n\r,]") and self._more():
+                continue
+            self._at = end
+            return value
