@@ -266,20 +266,17 @@ def peaks(ways: list[str], cache: str) -> dict[str, float]:
 
 
 def device_peaks(
-    lm: LanguageModel, args: argparse.Namespace, picked: list[int], cache: str
-) -> dict[str, float | str]:
+    ways: list[str], cache: str, lm: LanguageModel, args: argparse.Namespace, picked: list[int]
+) -> dict[str, float]:
     """MiB of the GPU that each way takes at its peak beyond the model."""
-    found: dict[str, float] = {}
-    for way in ("certified", *(("textbook", "gradient") if picked else ())):
+    found = {}
+    for way in ways:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         one_prompt(lm, argparse.Namespace(**{**vars(args), "peak_of": way, "cache": cache}), picked)
         found[f"peak_mib_{way}"] = (torch.cuda.max_memory_allocated() - before) / 2**20
-    found["peak_mib_model"] = torch.cuda.memory_allocated() / 2**20
-    if picked:
-        found["peak_ratio"] = found["peak_mib_textbook"] / max(1.0, found["peak_mib_certified"])
-    return found | {"card": torch.cuda.get_device_name()}
+    return found | {"peak_mib_model": torch.cuda.memory_allocated() / 2**20}
 
 
 def beyond(work: Callable[[], None]) -> float:
@@ -381,14 +378,16 @@ def main() -> None:
                 row |= others.beside(lm, results[name], row["k"])
                 saved = (row["textbook_s"] - row["certified_s"]) * args.layers
                 row["break_even_prompts"] = spread_time / max(1e-9, saved)
+        ways = ["certified", *(["textbook", "gradient"] if picked else [])]
         if args.device.startswith("cuda"):
-            rows = [row | device_peaks(lm, args, picked, folder) for row in rows]
+            used = device_peaks(ways, folder, lm, args, picked)
+            rows = [row | {"card": torch.cuda.get_device_name()} for row in rows]
         else:
             del lm
-            used = peaks(["certified", *(["textbook", "gradient"] if picked else [])], folder)
-            if picked:
-                used["peak_ratio"] = used["peak_mib_textbook"] / max(1.0, used["peak_mib_certified"])
-            rows = [row | used for row in rows]
+            used = peaks(ways, folder)
+        if picked:
+            used["peak_ratio"] = used["peak_mib_textbook"] / max(1.0, used["peak_mib_certified"])
+        rows = [row | used for row in rows]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     print(lines, end="")
     if args.out:

@@ -182,7 +182,7 @@ def main() -> None:
         }
 
     def by_screening() -> dict[str, object]:
-        plan = kept.rows["located"]
+        plan = kept.of("located", located)
         given = Plan(tuple(plan["value"]), tuple(plan["query"]))
         found = screened(lm, elsewhere, known, given, exclude=starts(others), seed=1, longest=args.longest)
         return {"query": list(found.query_layers), "value": list(found.value_layers)}

@@ -432,10 +432,8 @@ def _cases_of(path: str) -> "list[Case]":
     """The cases of an edits' file (read before); none if it holds edits and asks nothing."""
     from acedit.knowledge.facts import cases_in, is_mquake, read_rows
 
-    if not is_mquake(read_rows(path, 1)):
-        return []
     rows = read_rows(path)
-    if not any("questions" in row for row in rows if isinstance(row, dict)):
+    if not is_mquake(rows) or not any("questions" in row for row in rows if isinstance(row, dict)):
         return []
     return cases_in(path, rows)
 

@@ -246,9 +246,9 @@ def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCas
 
     known = given_facts(args.facts)
     if args.cases:
-        first = None if args.edits or is_ripple(read_rows(args.cases, 1)) else args.n
-        items = read_rows(args.cases, first)
-        if is_ripple(items):
+        ripple = is_ripple(read_rows(args.cases, 1))
+        items = read_rows(args.cases, None if args.edits or ripple else args.n)
+        if ripple:
             if args.edits:
                 raise UserError("--edits is of MQuAKE's cases: RippleEdits' have one edit each; leave it out")
             return ripple_cases(args.cases, items)[: args.n], known

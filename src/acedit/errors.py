@@ -8,3 +8,8 @@ its trace.
 
 class UserError(ValueError):
     """Bad input: the message is one line, for people, and says what to change."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

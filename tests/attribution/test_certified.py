@@ -11,7 +11,6 @@ from torch import Tensor
 
 from acedit.attribution.atlas import build_atlas
 from acedit.attribution.certified import (
-    BOUNDS,
     Base,
     _Board,
     _growth,
@@ -319,7 +318,7 @@ def test_several_readings_of_a_prompt_add_up(
     monkeypatch: pytest.MonkeyPatch, at_once: int, together: bool
 ) -> None:
     """Every token of the answers read, bounds taken one reading at a time as on a CPU, or of all at once."""
-    monkeypatch.setitem(BOUNDS, "cpu", at_once)
+    monkeypatch.setattr("acedit.attribution.certified.CPU_BOUNDS", at_once)
     lm = tiny_lm("qwen3", dtype=torch.float64)
     true = layer_scores(lm, PROMPTS, ANSWERS, tokens="all").neurons
     true = true.sum(1, keepdim=True) if together else true

@@ -39,7 +39,7 @@ HEAVY = 32  # tokens of p taken exactly
 CPU_TILE, GPU_TILE = 1 << 19, 1 << 24  # numbers of W_U at a time: what a core's cache, and a kernel, like
 ROWS = 1024  # neurons scored exactly in one sweep over the vocabulary
 # Bytes of a layer's bounds at a time: one reading's stay in a core's cache, a GPU wants many at once.
-BOUNDS = {"cpu": 1, "cuda": 1 << 27}
+CPU_BOUNDS, GPU_BOUNDS = 1, 1 << 27
 ROOM = 2 << 30  # bytes that the distributions of one round may take, and what is made of them on the way
 DOUBT = 1e-10  # nats; what float64 logarithms and sums may be off at least, and so what counts as a tie
 
@@ -268,7 +268,7 @@ class _Board:
         rounded = rounding(lm.d_model, self._work) + summed + self._off[:, layer]
         off = rounded * readers.norm(dim=2).amax(1)
         stretched, scale = 1 + self._off[:, layer, None], self._scale[:, layer]
-        most = BOUNDS.get(rows.device.type, BOUNDS["cuda"])
+        most = CPU_BOUNDS if rows.is_cpu else GPU_BOUNDS
         together = max(1, most // (8 * products[:, 0].numel()))
         for some in torch.arange(len(rows), device=rows.device).split(together):
             size = scale[some].abs()
@@ -326,9 +326,9 @@ class _Board:
         size = step * self._lm.n_neurons
         while len(places := self._undecided(k, size)):
             self.rescore(places, 1)
-        while len(places := self._unordered(rivals := self._rivals(k, size))):
+        while len(places := self._unordered(spans := self._rivals(k, size))):
             self.rescore(places, 2)
-        parts = self._certified(k, size, rivals)
+        parts = self._certified(k, size, spans)
         each = self._lm.n_layers // step
         return [tuple(parts[i : i + each]) for i in range(0, len(parts), each)]
 
@@ -344,27 +344,27 @@ class _Board:
         first = torch.arange(0, vague.numel(), size, device=vague.device)[:, None]
         return (first + found.indices)[found.values > -torch.inf]
 
-    def _rivals(self, k: int, size: int) -> list[list[_Rival]]:
-        """Each span's neurons that may be among its k best."""
+    def _rivals(self, k: int, size: int) -> list[list[list[_Rival]]]:
+        """Each span's neurons that may be among its k best, in groups."""
         places = self._may_be_best(k, size).view(-1).nonzero()[:, 0]
         columns = (x.view(-1)[places].tolist() for x in (self.low, self.high, self.level))
         spans: list[list[_Rival]] = [[] for _ in range(self.low.numel() // size)]
         for rival in map(_Rival, places.tolist(), *columns):
             spans[rival.place // size].append(rival)
-        return spans
+        return [_groups(rivals) for rivals in spans]
 
-    def _unordered(self, spans: list[list[_Rival]]) -> Int[Tensor, " n"]:
+    def _unordered(self, spans: list[list[list[_Rival]]]) -> Int[Tensor, " n"]:
         """Rivals whose order float32 leaves open."""
-        groups = [group for rivals in spans for group in _groups(rivals) if len(group) > 1]
-        open_ = [rival.place for group in groups for rival in group if rival.level < 2]
+        chains = [group for groups in spans for group in groups if len(group) > 1]
+        open_ = [rival.place for group in chains for rival in group if rival.level < 2]
         return torch.tensor(open_, dtype=torch.long, device=self.low.device)
 
     def _neuron(self, place: int) -> tuple[int, int]:
         """(layer, index) of a place."""
         return place // self._lm.n_neurons % self._lm.n_layers, place % self._lm.n_neurons
 
-    def _certified(self, k: int, size: int, spans: list[list[_Rival]]) -> list[Certified]:
-        groups = [[sorted(group, key=lambda r: r.place) for group in _groups(rivals)] for rivals in spans]
+    def _certified(self, k: int, size: int, spans: list[list[list[_Rival]]]) -> list[Certified]:
+        groups = [[sorted(group, key=lambda r: r.place) for group in each] for each in spans]
         chosen = [[rival for group in each for rival in group][:k] for each in groups]
         left = self.high.clone().view(-1)
         left[torch.tensor([r.place for best in chosen for r in best], device=left.device)] = -torch.inf

@@ -61,7 +61,10 @@ class Plan:
 
 
 def middle_of(query: Sequence[int], value: Sequence[int]) -> tuple[int, ...]:
-    """The layer half-way between the query layers and the value layers; none where none lies between."""
+    """The layer half-way between the query layers and the value layers; none where none lies between, or
+    one of the two is empty."""
+    if not query or not value:
+        return ()
     between = range(query[-1] + 1, value[0])
     return tuple(between[len(between) // 2 :][:1])
 

@@ -135,7 +135,7 @@ class Trial:
         layers = {
             "query": query,
             "value": value,
-            "middle": middle_of(query, value) if query and value else (),
+            "middle": middle_of(query, value),
         }
         writings = [self._writing(stage, layers[stage.where]) for stage in self._method.stages]
         return swept(self._lm, [w for w in writings if w is not None], self._metric, self._method)
@@ -222,7 +222,7 @@ def screened(
         f"{len(some) + len(more)} trial edits written there are right about {best.score:.2f}, the mean of "
         f"{len(best.right)} sorts of questions ({given.score:.2f} in the layers of the plan before)"
     )
-    middle = middle_of(best.query, best.value) if best.query and best.value else ()
+    middle = middle_of(best.query, best.value)
     return replace(
         plan,
         query_layers=best.query,

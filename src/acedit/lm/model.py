@@ -46,7 +46,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from acedit.errors import UserError
+from acedit.errors import UserError, first_line
 from acedit.lm.families import Family, family_of
 from acedit.lm.norms import FrozenNorm
 from acedit.lm.reader import Reader
@@ -126,9 +126,8 @@ def load(
     except UserError:
         raise
     except _LOADING as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         place = "folder" if Path(source).is_dir() else "hub name (there is no such folder)"
-        raise UserError(f"cannot load a model from the {place} {source!r}: {line}") from error
+        raise UserError(f"cannot load a model from the {place} {source!r}: {first_line(error)}") from error
     if info["missing_keys"]:
         some = sorted(info["missing_keys"])
         raise UserError(f"{source!r} lacks {len(some)} of the model's weights, {some[0]} among them")

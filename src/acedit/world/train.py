@@ -43,7 +43,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from acedit.errors import UserError
+from acedit.errors import UserError, first_line
 from acedit.lm.cache import save_tensors
 from acedit.lm.trace import run_by
 from acedit.world.corpus import HOPS, Corpus, Document, cut
@@ -366,8 +366,7 @@ def train(
     try:
         away = torch.zeros(1, device=device).device.type != "cpu"
     except (RuntimeError, AssertionError) as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"device {device!r} is not there: {line}") from error
+        raise UserError(f"device {device!r} is not there: {first_line(error)}") from error
     out.mkdir(parents=True, exist_ok=True)
     world = build_world()
     corpus = Corpus(world, settings.seed, settings.strangers)
