@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from acedit.errors import UserError
+from acedit.waiting import duration
 
 if TYPE_CHECKING:
     from acedit.attribution.locate import Location
@@ -364,15 +365,11 @@ class Progress:
             return
         self._last = now
         left = (now - self._step) / max(1, done) * (total - done)
-        self._line(f"{done}/{total} {what}, about {_duration(left)} left")
+        self._line(f"{done}/{total} {what}, about {duration(left)} left")
 
     def _line(self, text: str) -> None:
         if not self._quiet:
             print(f"[{time.monotonic() - self._began:6.1f} s] {text}", file=sys.stderr, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
 def _load(args: argparse.Namespace) -> "LanguageModel":
@@ -687,7 +684,7 @@ def _edit(args: argparse.Namespace) -> None:
     patch.save(args.out)
     for layer, row in sorted(norms.items()):
         print(f"layer {layer}: rank {row['rank']:.0f}, norm {row['ratio']:.3f} of the weight's")
-    print(f"{len(edits)} edits by {chosen.name} in {_duration(spent)}; patch in {args.out}")
+    print(f"{len(edits)} edits by {chosen.name} in {duration(spent)}; patch in {args.out}")
     write_result(
         args,
         "edit",

@@ -10,7 +10,7 @@ from acedit.editing.keys import keys_at
 from acedit.editing.methods import method
 from acedit.editing.polish import LEAST, VAIN, Polish, _Free, _Pool, polish
 from acedit.editing.rows import Rows
-from acedit.editing.solve import whitening
+from acedit.editing.solve import inverse_root
 from acedit.editing.stages import Update, updates_in
 from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
@@ -33,7 +33,7 @@ def test_polish_lowers_the_loss_and_leaves_weights(model: LanguageModel, space: 
         for layer in (0, 1)
     ]
     weights = [model.down_weight(layer).clone() for layer in range(model.n_layers)]
-    white = {layer: whitening(torch.eye(model.n_neurons)) for layer in (0, 1)}
+    white = {layer: inverse_root(torch.eye(model.n_neurons)) for layer in (0, 1)}
     settings = Polish(steps=30, lr=2e-2, space=space, replay=0.0)  # type: ignore[arg-type]
     done = polish(model, start, rows, (), settings, seed=0, whiten=white)
 

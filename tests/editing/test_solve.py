@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acedit.editing.solve import factor, inverse, null_space, solve, whitening
+from acedit.editing.solve import factor, inverse, inverse_root, null_space, root_beside, solve
 
 
 def problem(n: int, seed: int, d: int = 5, width: int = 12) -> tuple[torch.Tensor, ...]:
@@ -58,11 +58,26 @@ def test_singular_preservation_is_refused() -> None:
         factor(torch.zeros(4, 4))
 
 
-def test_whitening_is_the_inverse_square_root() -> None:
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_the_inverse_root_is_one(ridge: float) -> None:
     _, _, c = problem(3, 5)
-    white = whitening(c, ridge=0.0).double()
-    product = white @ c.double() @ white
-    assert torch.allclose(product, product.diagonal().mean() * torch.eye(12, dtype=torch.float64), atol=1e-4)
+    root = inverse_root(c, ridge).double()
+    whole = c.double() + ridge * c.trace().double() / 12 * torch.eye(12)
+    assert torch.allclose(root, root.T, atol=1e-6)
+    assert torch.allclose(root @ whole @ root, torch.eye(12, dtype=torch.float64), atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 30), repeated=st.booleans(), weight=st.sampled_from([0.0, 1e-3, 1.0, 10.0]))
+def test_a_root_beside_keys_is_one_of_both(n: int, repeated: bool, weight: float) -> None:
+    _, keys, c = problem(n, 7)
+    keys = keys.T
+    if repeated:
+        keys = keys[:1].repeat(n, 1)
+    root = root_beside(inverse_root(c), keys, weight).double()
+    whole = torch.linalg.inv(inverse_root(c).double()) @ torch.linalg.inv(inverse_root(c).double())
+    whole = whole + weight * keys.T.double() @ keys.double()
+    assert torch.allclose(root @ whole @ root.T, torch.eye(12, dtype=torch.float64), atol=2e-3)
 
 
 def test_equality_holds_exactly_and_moves_least() -> None:

@@ -1,13 +1,15 @@
 """C = E[k kᵀ]: the second moment of the down projection's inputs over text, for Eq. 12.
 
-    c = covariances(lm, texts, layers=[3, 4, 5])        # {layer: (n_neurons, n_neurons)}, float32
+    c = covariances(lm, texts, layers=[3, 4, 5])        # {layer: (n_neurons, n_neurons)}, float32, CPU
+    roots = inverse_roots(lm, texts, layers=[3, 4, 5])  # of C⁻¹, on the layers' devices
 
 One pass over the text serves all layers. Results are kept on disk, one file a layer, under a key of
 everything they depend on (model fingerprint, text, window, sample size), so changing any of these never
 meets an old file. Sums are float32 within a batch and float64 across batches.
 
-Footguns: uncentred. Of the unedited model: patches that are on come off while it is taken. Memory is
-8 bytes × N² a layer: 1.2 GB for Qwen3-8B's N = 12,288, so name only the layers of the plan.
+Footguns: uncentred. Of the unedited model: patches that are on come off while it is taken. C stays on the
+CPU, memory-mapped: move the layer at hand. Memory is 8 bytes × N² a layer while the text is read: 1.2 GB for
+Qwen3-8B's N = 12,288, so name only the layers of the plan.
 """
 
 import hashlib
@@ -20,13 +22,15 @@ from torch import Tensor
 
 from acedit.editing.keys import second_moments
 from acedit.editing.patch import patches_off
-from acedit.editing.solve import whitening
+from acedit.editing.solve import inverse_root, root_beside
 from acedit.errors import UserError
 from acedit.lm.cache import default_cache, keep, kept
 from acedit.lm.model import Encoded, LanguageModel
+from acedit.waiting import Countdown
 
 Progress = Callable[[int, int], None]
 
+TEXT_READ = "windows of text read for the keys' covariance, once a model and text"
 WINDOWS = 10_000
 WINDOW_TOKENS = 128
 
@@ -61,7 +65,7 @@ def covariances(
         for layer, c in made.items():
             keep(_file(folder, key, layer), {"c": c})
             found[layer] = c
-    return {layer: c.to(lm.device) for layer, c in found.items() if c is not None}
+    return {layer: c for layer, c in found.items() if c is not None}
 
 
 def inverse_roots(
@@ -70,32 +74,44 @@ def inverse_roots(
     layers: Sequence[int],
     *,
     ridge: float = 0.05,
-    beside: Mapping[int, Float[Tensor, "n_neurons n_neurons"]] | None = None,
+    beside: Mapping[int, Float[Tensor, "keys n_neurons"]] | None = None,
     weight: float = 0.0,
     cache_dir: Path | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
-    """C^(-1/2) of each layer (see `solve.whitening`), kept on disk beside C under the same key.
+    """Of each layer a T with T P Tᵀ in proportion to I, its mean diagonal 1: a root of P⁻¹, P = C + ridge.
 
-    beside: of each layer another second moment, scaled to C's trace and added `weight` times before the
-    root is taken; such roots are not kept.
+    C's own, which are symmetric, are kept on disk beside C under the same key. ridge: in multiples of
+    tr(C)/N. beside: of each layer keys whose second moment, scaled to C's trace, is added to P `weight` times
+    (`solve.root_beside`). progress: told what takes long, with what is left of it.
     """
-    if beside is not None and weight:
-        roots = {}
-        for layer, c in covariances(lm, texts, layers, cache_dir=cache_dir).items():
-            m = beside[layer].float()
-            whole = c + weight * c.trace() / m.trace().clamp(min=1e-12) * m
-            roots[layer] = whitening(whole, ridge / (1 + weight))
-        return roots
+    tell = progress or (lambda _: None)
     folder = cache_dir or default_cache()
-    key = f"{_key(lm, _windows(lm, texts, WINDOWS, WINDOW_TOKENS))}-root{ridge:g}"
-    found = {layer: _kept(_file(folder, key, layer)) for layer in layers}
-    missing = [layer for layer, root in found.items() if root is None]
+    key = f"{_key(lm, _windows(lm, texts, WINDOWS, WINDOW_TOKENS))}-inverse{ridge:g}"
+    paths = {layer: _file(folder, key, layer) for layer in layers}
+    found = {layer: kept(path) for layer, path in paths.items()}
+    missing = [
+        layer for layer, tensors in found.items() if tensors is None or set(tensors) != {"root", "trace"}
+    ]
     if missing:
-        for layer, c in covariances(lm, texts, missing, cache_dir=cache_dir).items():
-            root = whitening(c, ridge).cpu()
-            keep(_file(folder, key, layer), {"c": root})
-            found[layer] = root
-    return {layer: root.to(lm.device) for layer, root in found.items() if root is not None}
+        read = Countdown(tell, TEXT_READ)
+        cs = covariances(lm, texts, missing, cache_dir=cache_dir, progress=read)
+        rooted = Countdown(tell, "layers' inverse roots, once a model and text")
+        for n, layer in enumerate(missing, start=1):
+            root = inverse_root(cs[layer].to(lm.down_weight(layer).device), ridge).cpu()
+            found[layer] = made = {"root": root, "trace": cs[layer].trace()[None]}
+            keep(paths[layer], made)
+            rooted(n, len(missing))
+    roots = {}
+    for layer, tensors in found.items():
+        assert tensors is not None
+        root = tensors["root"].to(lm.down_weight(layer).device)
+        if beside is not None and weight:
+            keys = beside[layer]
+            share = weight * float(tensors["trace"]) / max(float(keys.square().sum()), 1e-12)
+            root = root_beside(root, keys, share)
+        roots[layer] = root / root.diagonal().mean()
+    return roots
 
 
 def _windows(lm: LanguageModel, texts: Sequence[str], count: int, width: int) -> list[list[int]]:

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from acedit.attribution.plan import Plan
 from acedit.editing.batch import Batch, split
-from acedit.editing.covariance import covariances, inverse_roots
-from acedit.editing.keys import key_moments, keys_at
+from acedit.editing.covariance import TEXT_READ, covariances, inverse_roots
+from acedit.editing.keys import edited_keys, key_moments, keys_at
 from acedit.editing.methods import Method
 from acedit.editing.methods import method as named_method
 from acedit.editing.patch import LayerUpdate, Patch, edits_on, place_of
@@ -39,6 +39,7 @@ from acedit.knowledge.compose import Composer, Prompt, asked_thoughts, belief_te
 from acedit.knowledge.facts import Edit, Fact, distinct_edits
 from acedit.knowledge.prose import prose
 from acedit.lm.model import LanguageModel
+from acedit.waiting import Countdown
 
 log = logging.getLogger("acedit")
 
@@ -47,7 +48,6 @@ Progress = Callable[[str], None]
 KEPT = ("hold", "replay")  # held to the unedited model, nothing is written
 TOKENS_A_NEURON = 16  # of prose, where little is known
 ENDINGS, ALIKE = 64, 0.9  # known answers whose ends are looked at, and the share that must end alike
-SAID_EVERY = 50  # steps of the polish
 FLOOR = 1e-6  # of the mean diagonal, added to what is preserved: a short text spans few keys
 
 
@@ -272,7 +272,7 @@ def _write(
         # Keys of the edited subjects themselves are where the edit is to be written.
         own = {one.subject for one in edits}
         others = split(lm, [p for p in held if p.subject not in own]) if chosen.known else []
-        metric = metric_of(lm, chosen, texts, touched, others, cache_dir, edits)
+        metric = metric_of(lm, chosen, texts, touched, others, cache_dir, edits, tell)
         for group in groups:
             for stages in [(stage,) for stage in chosen.stages] if chosen.in_turn else [chosen.stages]:
                 with updates_in(lm, updates):
@@ -284,20 +284,21 @@ def _write(
         zero = torch.zeros(lm.d_model, 1, device=lm.device)
         updates = [Update(layer, zero, torch.zeros(1, lm.n_neurons, device=lm.device)) for layer in touched]
     if chosen.polish is not None:
-
-        def stepped(step: int, steps: int, wrong: Mapping[str, int]) -> None:
-            if step and step % SAID_EVERY == 0:
-                said = f"{wrong['edit']} prompts unsaid, {wrong['replay']} kept ones moved"
-                tell(f"step {step} of {steps}: {said}")
-
-        tell("polishing")
         pulled = [p for p in single if p.kind in chosen.polished]
         whiten = None
         if chosen.polish.space == "whitened":
             kin = [p for p in prompts if p.kind == "hold" and p.subject != edits[p.edit].subject]
             near = chosen.polish.near if kin else 0.0
-            moments = key_moments(lm, split(lm, kin), touched) if near else None
-            whiten = inverse_roots(lm, texts, touched, beside=moments, weight=near, cache_dir=cache_dir)
+            keys = edited_keys(lm, split(lm, kin), touched) if near else None
+            whiten = inverse_roots(
+                lm, texts, touched, beside=keys, weight=near, cache_dir=cache_dir, progress=tell
+            )
+        tell("polishing")
+        stepping = Countdown(tell, "steps")
+
+        def stepped(step: int, steps: int, wrong: Mapping[str, int]) -> None:
+            stepping(step, steps, f" ({wrong['edit']} prompts unsaid, {wrong['replay']} kept ones moved)")
+
         updates = polish(
             lm,
             updates,
@@ -417,9 +418,11 @@ def metric_of(
     replay: Sequence[Batch],
     cache_dir: Path | None,
     edits: Sequence[Edit] = (),
+    tell: Progress | None = None,
 ) -> Callable[[int, float], Metric]:
     """What the closed form preserves, as `solve` wants it: beside `edits`, in the null space."""
-    c = covariances(lm, texts, layers, cache_dir=cache_dir)
+    read = Countdown(tell or (lambda _: None), TEXT_READ)
+    c = covariances(lm, texts, layers, cache_dir=cache_dir, progress=read)
     known = key_moments(lm, replay, list(c)) if chosen.known and replay else {}
     factors: dict[int, Metric] = {}
 
@@ -428,10 +431,10 @@ def metric_of(
             return factors[layer]
         if chosen.form == "null":
             (stage,) = chosen.stages
-            return null_space(c[layer], earlier=_earlier_keys(lm, edits, layer, stage))
-        p = chosen.lam * lm.n_neurons * c[layer].double()
+            return null_space(c[layer].to(lm.device), earlier=_earlier_keys(lm, edits, layer, stage))
+        p = chosen.lam * lm.n_neurons * c[layer].to(lm.device).double()
         if known:
-            p = p + chosen.known * lm.n_neurons * known[layer]
+            p = p + chosen.known * lm.n_neurons * known[layer].to(lm.device)
         floor = FLOOR * float(p.diagonal().mean())
         p.diagonal().add_(floor + chosen.ridge * size)
         q = inverse(factor(p))

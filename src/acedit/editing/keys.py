@@ -2,9 +2,11 @@
 
 keys, residual = keys_at(lm, batch.encoded, layer, positions)
 # (rows, n_neurons) the down projection's input; (rows, d_model) the stream after the block
+found = edited_keys(lm, batches, layers)           # of every layer in one pass
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +15,11 @@ from torch import Tensor
 from acedit.editing.batch import Batch
 from acedit.lm.model import Encoded, LanguageModel
 from acedit.lm.trace import at_tokens, first
+
+FLUSH = 8  # runs whose sums stay on the model's device, in float32
+
+Runs = Iterable[tuple[Encoded, Int[Tensor, " tokens"], Int[Tensor, " tokens"]]]
+"""What is run, and the tokens (rows, positions) whose keys are wanted."""
 
 
 @torch.no_grad()
@@ -48,47 +55,75 @@ def keys_at(
 
 @torch.no_grad()
 def second_moments(
-    lm: LanguageModel,
-    layers: Sequence[int],
-    runs: Iterable[tuple[Encoded, Int[Tensor, " tokens"], Int[Tensor, " tokens"]]],
+    lm: LanguageModel, layers: Sequence[int], runs: Runs
 ) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
-    """Mean of k kᵀ by layer over the tokens (rows, positions) of each run; float64.
+    """Mean of k kᵀ by layer over the tokens of each run; float64, on the CPU.
 
-    One pass serves all layers. Sums are float32 within a run and float64 across runs.
+    One pass serves all layers. Sums are float32 over `FLUSH` runs, on the layers' own devices, and float64
+    beyond: moving N² numbers a layer for every run would take longer than the runs.
     """
     total = {layer: torch.zeros(lm.n_neurons, lm.n_neurons, dtype=torch.float64) for layer in layers}
+    near: dict[int, Tensor] = {}
+
+    def add(layer: int, k: Tensor) -> None:
+        product = k.T @ k
+        near[layer] = near[layer].add_(product) if layer in near else product
+
+    def flush() -> None:
+        for layer, product in near.items():
+            total[layer] += product.cpu()
+        near.clear()
+
     count = 0
-    for encoded, rows, at in runs:
-
-        def on(
-            layer: int, encoded: Encoded = encoded, rows: Tensor = rows, at: Tensor = at
-        ) -> Callable[..., None]:
-            def add(_: object, args: tuple[Tensor, ...]) -> None:
-                k = at_tokens(args[0].reshape(len(encoded), -1, lm.n_neurons), rows, at).float()
-                total[layer] += (k.T @ k).double().cpu()
-
-            return add
-
-        handles = [lm.down(layer).register_forward_pre_hook(on(layer)) for layer in layers]
-        try:
-            lm.run_backbone(encoded)
-        finally:
-            for handle in handles:
-                handle.remove()
-        count += len(rows)
+    for n, tokens in enumerate(_run(lm, layers, runs, add), start=1):
+        count += tokens
+        if n % FLUSH == 0:
+            flush()
+    flush()
     return {layer: t / max(1, count) for layer, t in total.items()}
+
+
+@torch.no_grad()
+def edited_keys(
+    lm: LanguageModel, batches: Sequence[Batch], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "keys n_neurons"]]:
+    """By layer the keys at the rows' edited positions (subject's last token, prompt's last), float32, on the
+    layer's device."""
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    for _ in _run(lm, layers, _edited(lm, batches), lambda layer, k: found[layer].append(k)):
+        pass
+    return {layer: torch.cat(some) for layer, some in found.items()}
 
 
 def key_moments(
     lm: LanguageModel, batches: Sequence[Batch], layers: Sequence[int]
 ) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
-    """Mean of k kᵀ by layer over the rows' edited positions (subject's last token, prompt's last)."""
-    runs = (
-        (
-            batch.encoded,
-            torch.arange(len(batch), device=lm.device).repeat(2),
-            torch.cat([batch.subject, batch.last]),
-        )
-        for batch in batches
-    )
-    return {layer: t.to(lm.device) for layer, t in second_moments(lm, layers, runs).items()}
+    """Mean of k kᵀ by layer over the rows' edited positions, as in `edited_keys`; float64, on the CPU."""
+    return second_moments(lm, layers, _edited(lm, batches))
+
+
+def _edited(lm: LanguageModel, batches: Sequence[Batch]) -> Runs:
+    for batch in batches:
+        rows = torch.arange(len(batch), device=lm.device).repeat(2)
+        yield batch.encoded, rows, torch.cat([batch.subject, batch.last])
+
+
+def _run(
+    lm: LanguageModel, layers: Sequence[int], runs: Runs, take: Callable[[int, Tensor], object]
+) -> Iterator[int]:
+    """Run each of `runs`, handing `take` every layer's keys, (tokens, n_neurons) float32; yields how many."""
+    for encoded, rows, at in runs:
+
+        def on(
+            layer: int, encoded: Encoded = encoded, rows: Tensor = rows, at: Tensor = at
+        ) -> Callable[..., None]:
+            def hook(_: object, args: tuple[Tensor, ...]) -> None:
+                take(layer, at_tokens(args[0].reshape(len(encoded), -1, lm.n_neurons), rows, at).float())
+
+            return hook
+
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.callback(lm.down(layer).register_forward_pre_hook(on(layer)).remove)
+            lm.run_backbone(encoded)
+        yield len(rows)

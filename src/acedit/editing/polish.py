@@ -93,6 +93,8 @@ def polish(
 ) -> list[Update]:
     """Adam on the updates: NLL of the edit's prompts, `told`, plus KL on `kept` ones (nats a token).
 
+    What moves lies on its layer's device, and so do Adam's moments of it: some six times a layer's down
+    projection in float32, and N² numbers more in the whitened space.
     Returns new updates; weights are never touched. An update comes back as (Δ, I) or (I, Δ), whichever is
     smaller, of a lower rank as its factors (those of the "low_rank" space start anew: `updates` give the
     layers alone).
@@ -153,10 +155,15 @@ def _descend(
                 held = rows.kept[group].to(each.device)
                 loss = torch.where(held, settings.replay * each, F.relu(each - settings.stop / 2)).sum()
                 if written:
-                    added, own = (torch.stack(column).sum(0) for column in zip(*written, strict=True))
+                    added, own = (
+                        torch.stack([part.to(lm.device) for part in column]).sum(0)
+                        for column in zip(*written, strict=True)
+                    )
                     loss = loss + settings.shift * F.relu(added / own - settings.unfelt).sum()
                 (loss / settings.rows).backward()
-            torch.autograd.backward(deltas, [leaf.grad for leaf in leaves.values()])
+            for delta, leaf in zip(deltas, leaves.values(), strict=True):
+                torch.autograd.backward(delta, leaf.grad)
+                leaf.grad = None  # freed before the next layer's is made
         adam.step()
         step += 1
         for one in moving:
@@ -255,12 +262,16 @@ class _Moving(ABC):
 
 
 class _Free(_Moving):
-    """Δ = fixed + moved · white; no `white` stands for the identity. limit: on each entry of what moved."""
+    """Δ = fixed + moved · white; no `white` stands for the identity, no `fixed` for zero. limit: on each entry
+    of what moved."""
 
     def __init__(self, update: Update, white: Tensor | None, limit: float = 0.0) -> None:
         self.layer = update.layer
-        self._fixed, self._white, self._limit = update.delta, white, limit
-        self._moved = torch.zeros_like(self._fixed).requires_grad_(True)
+        written = bool(update.left.any() and update.right.any())
+        self._fixed = update.delta if written else None
+        self._white, self._limit = white, limit
+        shape = update.left.shape[0], update.right.shape[1]
+        self._moved = torch.zeros(shape, device=update.left.device).requires_grad_(True)
         self.leaves = (self._moved,)
 
     @torch.no_grad()
@@ -269,7 +280,8 @@ class _Free(_Moving):
             self._moved.clamp_(-self._limit, self._limit)
 
     def delta(self) -> Tensor:
-        return self._fixed + (self._moved if self._white is None else self._moved @ self._white)
+        moved = self._moved if self._white is None else self._moved @ self._white
+        return moved if self._fixed is None else self._fixed + moved
 
     def finished(self) -> Update:
         with torch.no_grad():
@@ -278,7 +290,7 @@ class _Free(_Moving):
     @torch.no_grad()
     def narrowed(self, rank: int) -> "_Factors":
         moved = self._moved.detach()
-        if self._fixed.any():
+        if self._fixed is not None:
             white = self._white
             moved = moved + (
                 self._fixed if white is None else torch.linalg.solve(white, self._fixed, left=False)
@@ -332,6 +344,8 @@ def _movable(
     whiten: Mapping[int, Tensor] | None,
     generator: torch.Generator,
 ) -> _Moving:
+    device = lm.down_weight(update.layer).device
+    update = Update(update.layer, update.left.to(device), update.right.to(device))
     if settings.space == "low_rank":
         return _Factors.drawn(update, settings.rank, generator)
     if settings.space == "weights":

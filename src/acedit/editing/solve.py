@@ -97,13 +97,30 @@ def solve(
     return residuals.float(), right.float()
 
 
-def whitening(
+def inverse_root(
     preserve: Float[Tensor, "n_neurons n_neurons"], ridge: float = 0.05
 ) -> Float[Tensor, "n_neurons n_neurons"]:
-    """P^(-1/2), symmetric, scaled so that its mean diagonal is 1; ridge in multiples of tr(P)/N."""
+    """(P + ridge·tr(P)/N·I)^(-1/2), symmetric, float32."""
     p = preserve.double()
     lift = ridge * p.diagonal().mean() * torch.eye(p.shape[0], dtype=p.dtype, device=p.device)
     values, vectors = torch.linalg.eigh(p + lift)
-    root = (vectors * values.clamp(min=1e-12).rsqrt()) @ vectors.T
-    scaled: Tensor = (root / root.diagonal().mean()).float()
-    return scaled
+    root: Tensor = ((vectors * values.clamp(min=1e-12).rsqrt()) @ vectors.T).float()
+    return root
+
+
+def root_beside(
+    root: Float[Tensor, "n_neurons n_neurons"], keys: Float[Tensor, "keys n_neurons"], weight: float
+) -> Float[Tensor, "n_neurons n_neurons"]:
+    """T with T (P + weight·KᵀK) Tᵀ = I, from P's symmetric `inverse_root` and a few keys K, one a row.
+
+    With A = P^(-1/2) Kᵀ·√weight it is (I + A Aᵀ)^(-1/2) P^(-1/2), and I + A Aᵀ differs from I in as many
+    directions as there are keys: no matrix of N × N is factored (at N = 12,288 that takes minutes a layer).
+    """
+    a = weight**0.5 * (root @ keys.T.to(root))
+    squares, vectors = torch.linalg.eigh(a.T.double() @ a.double())
+    squares = squares.clamp(min=0)
+    # (1 + s)^(-1/2) - 1 = s·f(s); A f(AᵀA) Aᵀ needs no division by what may be zero.
+    factor = -1 / ((1 + squares).sqrt() * (1 + (1 + squares).sqrt()))
+    middle = ((vectors * factor) @ vectors.T).to(root)
+    moved: Tensor = root + a @ (middle @ (a.T @ root))
+    return moved
