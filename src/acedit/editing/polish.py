@@ -262,8 +262,10 @@ class _Moving(ABC):
 
 
 class _Free(_Moving):
-    """Δ = fixed + moved · white; no `white` stands for the identity, no `fixed` for zero. limit: on each entry
-    of what moved."""
+    """Δ = fixed + moved · white; no `white` stands for the identity, no `fixed` for zero.
+
+    limit: on each entry of what moved.
+    """
 
     def __init__(self, update: Update, white: Tensor | None, limit: float = 0.0) -> None:
         self.layer = update.layer
