@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from acedit.errors import UserError
-from acedit.waiting import duration
+from acedit.waiting import counted, duration
 
 if TYPE_CHECKING:
     from acedit.attribution.locate import Location
@@ -364,8 +364,7 @@ class Progress:
         if now - self._last < 2 and done < total:
             return
         self._last = now
-        left = (now - self._step) / max(1, done) * (total - done)
-        self._line(f"{done}/{total} {what}, about {duration(left)} left")
+        self._line(counted(done, total, what, now - self._step))
 
     def _line(self, text: str) -> None:
         if not self._quiet:

@@ -23,8 +23,13 @@ class Countdown:
         if now - self._last < self._every:
             return
         self._last = now
-        left = (now - self._began) / max(1, done) * (total - done)
-        self._tell(f"{done}/{total} {self._what}{more}, about {duration(left)} left")
+        self._tell(counted(done, total, f"{self._what}{more}", now - self._began))
+
+
+def counted(done: int, total: int, what: str, seconds: float) -> str:
+    """`done` of `total` took so many seconds: that, and how long the rest will take."""
+    left = seconds / max(1, done) * (total - done)
+    return f"{done}/{total} {what}, about {duration(left)} left"
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,7 @@
 
 One pass over the text serves all layers. Results are kept on disk, one file a layer, under a key of
 everything they depend on (model fingerprint, text, window, sample size), so changing any of these never
-meets an old file. Sums are float32 within a batch and float64 across batches.
+meets an old file. Sums are float32 over a few batches and float64 beyond (`keys.second_moments`).
 
 Footguns: uncentred. Of the unedited model: patches that are on come off while it is taken. C stays on the
 CPU, memory-mapped: move the layer at hand. Memory is 8 bytes × N² a layer while the text is read: 1.2 GB for
