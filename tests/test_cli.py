@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from acedit.benchmark.leak import starts
-from acedit.cli import Progress, _parser, main
+from acedit.cli import _parser, main
+from acedit.commands.common import Progress
 from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.errors import UserError
 from acedit.knowledge.facts import Edit, read_cases

@@ -3,14 +3,16 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from acedit.errors import UserError
-from acedit.knowledge.facts import read_edits, read_facts, read_rows
-from acedit.knowledge.files import list_rows
+from acedit.knowledge import facts
+from acedit.knowledge.facts import read_cases, read_edits, read_edits_file, read_facts, read_rows
+from acedit.knowledge.files import line_rows, list_rows
 from acedit.world.cases import make_cases
 from acedit.world.graph import build_world
 
@@ -77,5 +79,34 @@ def test_the_first_rows_are_read_and_no_more(tmp_path: Path) -> None:
     for read in (read_rows, read_edits):
         with pytest.raises(UserError, match=r"cases\.json: not JSON at line 1, column \d+: Expecting value"):
             read(path)
-    path.write_text("\n".join(map(json.dumps, cases)), "utf-8")
-    assert read_rows(path, 2) == cases, "lines are read whole"
+
+
+def test_the_first_lines_are_read_and_no_more(tmp_path: Path) -> None:
+    cases = make_cases(build_world(), seed=1, n=3)
+    path = tmp_path / "cases.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, cases)) + '\n{"case_id": ', "utf-8")
+    assert read_rows(path, 2) == cases[:2]
+    assert read_facts(path) == []
+    with pytest.raises(UserError, match=r"cases\.jsonl: not JSON at line 6, column \d+: Expecting value"):
+        read_rows(path, 4)
+    for alone in ('{"edits": []}', '{"edits":\n[]}', "[1]\n[2]", ""):
+        path.write_text(alone, "utf-8")
+        with pytest.raises(ValueError):
+            list(line_rows(path))
+
+
+def test_a_file_of_edits_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a command asks of it comes from one reading, and is what each reader gives by itself."""
+    cases = make_cases(build_world(), seed=1, n=3)
+    told = {"facts": [{"subject": "Ann", "relation": "P27", "object": "Peru"}]}
+    told["edits"] = [{"subject": "Bo", "relation": "P27", "target": "Chile"}]
+    for rows, lines in ((cases, False), (cases, True), (told, False)):
+        path = tmp_path / "edits.json"
+        path.write_text("\n".join(map(json.dumps, cases)) if lines else json.dumps(rows), "utf-8")
+        with monkeypatch.context() as patched:
+            reading = Mock(wraps=facts._data)
+            patched.setattr(facts, "_data", reading)
+            found = read_edits_file(path)
+        reading.assert_called_once_with(path)
+        assert (found.edits, found.facts) == (read_edits(path), read_facts(path))
+        assert found.cases == ([] if rows is told else read_cases(path))

@@ -12,13 +12,14 @@ the mend, and is a `UserError`.
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from acedit.errors import UserError
-from acedit.knowledge.files import list_rows, read_utf8
+from acedit.knowledge.files import line_rows, list_rows, read_utf8
 from acedit.knowledge.relations import Relation, held_out, mquake
 
 log = logging.getLogger("acedit")
@@ -140,17 +141,32 @@ class Case:
         return places.pop() if len(places) == 1 else "mixed"
 
 
+@dataclass(frozen=True)
+class EditsFile:
+    """All that a file of edits says: the edits, what is known beside them, the cases that ask after them."""
+
+    edits: list[Edit]
+    facts: list[Fact]
+    cases: list[Case]
+
+
+def read_edits_file(path: str | Path) -> EditsFile:
+    """What `read_edits` and `read_facts` give, and the cases of a file that asks something (else none).
+
+    It is parsed once. Raises UserError as `read_edits`.
+    """
+    data = _data(path)
+    rows = data if isinstance(data, list) else []
+    asks = is_mquake(rows) and any("questions" in row for row in rows if isinstance(row, dict))
+    return EditsFile(_edits(path, data), _facts(path, data), cases_in(path, rows) if asks else [])
+
+
 def read_edits(path: str | Path) -> list[Edit]:
     """The edits of a file: MQuAKE's rewrites, the small form, a list of edits, or JSONL of edits.
 
     Identical edits are merged, with a notice. Raises UserError naming file, field and mend.
     """
-    rows, relations = _load(path, "edits")
-    if is_mquake(rows):
-        edits = [edit for i, row in enumerate(rows) for edit in _Item(path, i, row).edits()]
-    else:
-        edits = [_small_edit(path, f"edits[{i}]", row, relations) for i, row in enumerate(rows)]
-    return _merged(path, edits)
+    return _edits(path, _data(path))
 
 
 def read_facts(path: str | Path) -> list[Fact]:
@@ -159,17 +175,7 @@ def read_facts(path: str | Path) -> list[Fact]:
     A MQuAKE file gives none (its chains are what is scored), nor does a list of edits. Raises UserError as
     `read_edits`.
     """
-    if is_mquake(_first(path, 1)):
-        return []
-    rows, relations = _load(path, "facts")
-    if is_mquake(rows):  # lines of them
-        return []
-    facts = []
-    for i, row in enumerate(rows):
-        at = _At(path, f"facts[{i}]", row)
-        relation = at.relation(relations)
-        facts.append(Fact(at.name("subject"), relation, at.name("object"), at.texts("aliases")))
-    return facts
+    return [] if is_mquake(_first(path, 1)) else _facts(path, _data(path))
 
 
 def read_cases(path: str | Path) -> list[Case]:
@@ -178,19 +184,19 @@ def read_cases(path: str | Path) -> list[Case]:
 
 
 def read_rows(path: str | Path, most: int | None = None) -> list[Any]:
-    """A file of cases, parsed and no more; of a list, which is read as a stream, the first `most` alone.
+    """A file of cases, parsed and no more; of a list or of lines, read as a stream, the first `most` alone.
 
     Raises UserError as `read_edits`, of what lies behind those not at all.
     """
-    return (_first(path, most) if most else []) or _load(path, "cases")[0]
+    return (_first(path, most) if most else []) or _rows(path, _data(path), "cases")[0]
 
 
 def _first(path: str | Path, most: int | None) -> list[Any]:
-    """The first `most` rows of a file that holds a list (None: all); none of another, or of a broken one."""
-    try:
-        return list(islice(list_rows(path), most))
-    except (OSError, ValueError, RecursionError):
-        return []
+    """The first `most` rows of a list or of lines (None: a list's all); none of another or a broken file."""
+    for rows in (list_rows, line_rows) if most else (list_rows,):
+        with suppress(OSError, ValueError, RecursionError):
+            return list(islice(rows(path), most))
+    return []
 
 
 def cases_in(path: str | Path, rows: list[Any]) -> list[Case]:
@@ -208,11 +214,37 @@ def cases_from(rows: Sequence[Mapping[str, Any]], source: str | Path = "cases") 
     return [_Item(source, i, row).case() for i, row in enumerate(rows)]
 
 
-def _load(path: str | Path, wanted: str) -> tuple[list[Any], Mapping[str, Relation]]:
-    """The rows of `wanted` ("edits", "facts" or "cases") and the file's own relations."""
+def _edits(path: str | Path, data: Any) -> list[Edit]:
+    rows, relations = _rows(path, data, "edits")
+    if is_mquake(rows):
+        edits = [edit for i, row in enumerate(rows) for edit in _Item(path, i, row).edits()]
+    else:
+        edits = [_small_edit(path, f"edits[{i}]", row, relations) for i, row in enumerate(rows)]
+    return _merged(path, edits)
+
+
+def _facts(path: str | Path, data: Any) -> list[Fact]:
+    rows, relations = _rows(path, data, "facts")
+    if is_mquake(rows):
+        return []
+    facts = []
+    for i, row in enumerate(rows):
+        at = _At(path, f"facts[{i}]", row)
+        relation = at.relation(relations)
+        facts.append(Fact(at.name("subject"), relation, at.name("object"), at.texts("aliases")))
+    return facts
+
+
+def _data(path: str | Path) -> Any:
+    """What the file holds as JSON; lines of it as a list."""
     data: Any = _first(path, None) or _parse(path, read_utf8(path, "a JSON file"))
     if isinstance(data, dict) and {"subject", "requested_rewrite"} & set(data):
-        data = [data]  # JSONL of one row
+        return [data]  # JSONL of one row
+    return data
+
+
+def _rows(path: str | Path, data: Any, wanted: str) -> tuple[list[Any], Mapping[str, Relation]]:
+    """The rows of `wanted` ("edits", "facts" or "cases") in a file's data, and the file's own relations."""
     if isinstance(data, list):
         if not data:
             raise UserError(f"{path}: the list is empty; give at least one item")

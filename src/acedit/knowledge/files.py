@@ -3,12 +3,13 @@
 read_utf8("edits.json", "a JSON file")
 next(list_rows("cases.json"))               # the first of a hundred megabytes, at once
 
-Footgun: `list_rows` says no more of a broken file than that it is one, and only where it breaks.
+Footgun: `list_rows` and `line_rows` say no more of a broken file than that it is one, where it breaks.
 """
 
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -53,6 +54,24 @@ def list_rows(path: str | Path, *, chunk: int = CHUNK) -> Iterator[Any]:
                     raise ValueError("neither a comma nor the list's end")
         if window.peek():
             raise ValueError("something after the list")
+
+
+def line_rows(path: str | Path) -> Iterator[Any]:
+    """The objects of a file of JSON lines, each as soon as its line is read.
+
+    Raises ValueError or RecursionError where a line is no JSON object or the file has one line only (which is
+    then the whole of it), OSError where it cannot be read.
+    """
+    with Path(path).open(encoding="utf-8-sig") as file:
+        lines = (line for line in file if line.strip())
+        first, second = next(lines, ""), next(lines, "")
+        if not second:
+            raise ValueError("not several lines")
+        for line in chain((first, second), lines):
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("no object")
+            yield row
 
 
 class _Window:

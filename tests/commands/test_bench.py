@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from acedit.benchmark.store import Store
-from acedit.cli_bench import _first_of_each, _skipping
+from acedit.commands.bench import _first_of_each, _skipping
 from acedit.editing.methods import method
 from acedit.knowledge.facts import cases_from
 from acedit.world.cases import make_cases

@@ -14,16 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from acedit.cli import (
+from acedit.commands.common import (
     Progress,
     check_outputs,
     given_facts,
     given_text,
     known_dtype,
-    share,
-    whole,
     write_result,
 )
+from acedit.commands.options import Shared, share, whole, wholes
 from acedit.errors import UserError
 
 log = logging.getLogger("acedit")
@@ -37,15 +36,12 @@ if TYPE_CHECKING:
     from acedit.knowledge.facts import Case, Fact
 
 
-def add_bench(
-    commands: Any, parents: Sequence[argparse.ArgumentParser], again: argparse.ArgumentParser
-) -> None:
-    """Add `bench` and its own commands to the command line's.
-
-    again: options that stand before or after the name of a command of `bench`.
-    """
+def add(commands: Any, shared: Shared) -> None:
+    """Add `bench` and its own commands to the command line's."""
     bench = commands.add_parser(
-        "bench", parents=parents, help="methods on cases: the paper's tables, resumable"
+        "bench",
+        parents=[shared.common, shared.seeded, shared.loading, shared.facts, shared.text],
+        help="methods on cases: the paper's tables, resumable",
     )
     bench.add_argument("--model", metavar="MODEL", default="bundled", help="as elsewhere (bundled)")
     bench.add_argument(
@@ -66,7 +62,7 @@ def add_bench(
     bench.add_argument(
         "--edits",
         metavar="K,K",
-        type=_wholes(1, 4),
+        type=wholes(1, 4),
         help="cases with so many edits (a file's all; fresh ones 1)",
     )
     bench.add_argument(
@@ -79,14 +75,19 @@ def add_bench(
     bench.add_argument(
         "--sequence",
         metavar="K,K",
-        type=_wholes(1),
+        type=wholes(1),
         default=[],
         help="edit one after the other, ask at these steps",
     )
-    bench.add_argument("--skip-query", metavar="K", type=whole(1), nargs="+", default=[],
-                       help="also each method without its K most important query layers")  # fmt: skip
-    bench.add_argument("--skip-value", metavar="K", type=whole(1), nargs="+", default=[],
-                       help="also each method without its K most important value layers")  # fmt: skip
+    for kind in ("query", "value"):
+        bench.add_argument(
+            f"--skip-{kind}",
+            metavar="K",
+            type=whole(1),
+            nargs="+",
+            default=[],
+            help=f"also each method without its K most important {kind} layers",
+        )
     bench.add_argument(
         "--left-out",
         metavar="SHARE",
@@ -102,13 +103,13 @@ def add_bench(
     bench.add_argument("--threads", metavar="N", type=whole(1), default=1, help="CPU threads a worker (1)")
     bench.add_argument("--ray", metavar="ADDRESS", help="workers on a Ray cluster; 'local' starts one here")
     bench.add_argument("--out", metavar="RUN", help="folder of the run; the same one goes on where it was")
-    bench.set_defaults(run=_bench)
+    bench.set_defaults(run=_run)
     more = bench.add_subparsers(title="commands", metavar="COMMAND")
-    show = more.add_parser("show", parents=[again], help="scores, costs and failures of a run")
+    show = more.add_parser("show", parents=[shared.again], help="scores, costs and failures of a run")
     show.add_argument("folders", metavar="RUN", nargs="+", help="several: of other methods on the same cases")
-    show.set_defaults(run=_bench_show)
+    show.set_defaults(run=_show)
     tables = more.add_parser(
-        "tables", parents=[again], help="Tables 2 to 4 and by position, the paper's beside"
+        "tables", parents=[shared.again], help="Tables 2 to 4 and by position, the paper's beside"
     )
     tables.add_argument(
         "folders", metavar="RUN", nargs="+", help="several: of other methods on the same cases"
@@ -119,17 +120,17 @@ def add_bench(
         default=argparse.SUPPRESS,
         help="where to write them (the first RUN's tables/)",
     )
-    tables.set_defaults(run=_bench_tables)
-    compare = more.add_parser("compare", parents=[again], help="differences between two runs, paired")
+    tables.set_defaults(run=_tables)
+    compare = more.add_parser("compare", parents=[shared.again], help="differences between two runs, paired")
     compare.add_argument("folder", metavar="RUN")
     compare.add_argument("other", metavar="RUN")
-    compare.set_defaults(run=_bench_compare)
+    compare.set_defaults(run=_compare)
     export = more.add_parser(
-        "export", parents=[again], help="every prompt, answer and score as CSV or Parquet"
+        "export", parents=[shared.again], help="every prompt, answer and score as CSV or Parquet"
     )
     export.add_argument("folder", metavar="RUN")
     export.add_argument("--out", metavar="FILE", required=True, help="name ends in .csv or .parquet")
-    export.set_defaults(run=_bench_export, out_is_file=True)
+    export.set_defaults(run=_export, out_is_file=True)
 
 
 def _at_once(text: str) -> list[int | None]:
@@ -137,16 +138,7 @@ def _at_once(text: str) -> list[int | None]:
     return [None if part == "all" else int(convert(part)) for part in text.split(",")]
 
 
-def _wholes(low: int, high: int | None = None) -> Any:
-    """A converter for whole numbers with commas between."""
-
-    def convert(text: str) -> list[int]:
-        return [whole(low, high)(part) for part in text.split(",")]
-
-    return convert
-
-
-def _bench(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> None:
     from acedit.benchmark import runner, tables
     from acedit.benchmark.leak import LeakError
     from acedit.benchmark.store import Store
@@ -177,7 +169,7 @@ def _bench(args: argparse.Namespace) -> None:
     if args.preset:
         progress.say(preset(args.preset).said)
     progress.say("reading the cases")
-    cases, known = _bench_cases(args)
+    cases, known = _cases(args)
     job = runner.Job(
         args.model,
         dtype=args.dtype,
@@ -239,7 +231,7 @@ def _skipping(plain: "Method", kinds: Sequence[Mapping[str, int]]) -> "list[Meth
     return found
 
 
-def _bench_cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCase], list[Fact]]":
+def _cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCase], list[Fact]]":
     """The cases of a file, or fresh ones of the world for each number of edits; what is known beside them."""
     from acedit.benchmark.ripple import is_ripple, ripple_cases
     from acedit.knowledge.facts import cases_from, cases_in, read_rows
@@ -301,7 +293,7 @@ def _rows(folders: "Sequence[str]") -> "Rows":
     return tables.joined({folder: tables.load(Store.read(folder)) for folder in folders})
 
 
-def _bench_show(args: argparse.Namespace) -> None:
+def _show(args: argparse.Namespace) -> None:
     from acedit.benchmark import tables
 
     check_outputs(args)
@@ -338,7 +330,7 @@ def _say_faults(folder: str) -> list[dict[str, Any]]:
     return faults
 
 
-def _bench_tables(args: argparse.Namespace) -> None:
+def _tables(args: argparse.Namespace) -> None:
     from acedit.benchmark import tables
     from acedit.report.charts import chart, save_charts
     from acedit.report.files import write_text
@@ -371,7 +363,7 @@ def _bench_tables(args: argparse.Namespace) -> None:
     )
 
 
-def _bench_compare(args: argparse.Namespace) -> None:
+def _compare(args: argparse.Namespace) -> None:
     from acedit.benchmark import tables
     from acedit.benchmark.store import Store
 
@@ -406,7 +398,7 @@ def _bench_compare(args: argparse.Namespace) -> None:
     )
 
 
-def _bench_export(args: argparse.Namespace) -> None:
+def _export(args: argparse.Namespace) -> None:
     from acedit.benchmark.export import export
     from acedit.benchmark.store import Store
 
