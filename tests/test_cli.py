@@ -18,11 +18,14 @@ import torch
 from acedit.benchmark.leak import starts
 from acedit.cli import _parser, main
 from acedit.commands.common import Progress
+from acedit.editing.edit import _notice_known
 from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.errors import UserError
-from acedit.knowledge.facts import Edit, read_cases
+from acedit.knowledge.facts import Edit, Fact, read_cases
 from acedit.knowledge.relations import Relation
 from acedit.lm.model import LanguageModel, load
+from acedit.world.cases import make_cases
+from acedit.world.graph import build_world
 from acedit.world.train import SHAPES
 from tests.conftest import Run
 from tests.tiny import byte_tokenizer, tiny_model
@@ -350,12 +353,22 @@ def test_demo_writes_what_it_found(run: Run, tmp_path: Path, monkeypatch: pytest
     assert json.loads(out.read_text("utf-8"))["told"] == 4
 
 
-def test_progress_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_says_what_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     progress = Progress(quiet=False)
     progress.count(1, 3)
     progress.count(3, 3)
     (line,) = capsys.readouterr().err.splitlines()
     assert "3/3 cases" in line and "left" in line
+    now = 100.0
+    monkeypatch.setattr("acedit.commands.common.time.monotonic", lambda: now)
+    progress = Progress(quiet=False)
+    for done, total in ((1, 2), (2, 2), (1, 4)):
+        now += 10
+        progress.count(done, total)
+    lines = [line.split("] ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["1/2 cases, about 10 s left", "2/2 cases, about 0 s left", "1/4 cases, about 30 s left"]
     Progress(quiet=True).say("x")
     assert capsys.readouterr().err == ""
 
@@ -757,3 +770,86 @@ def test_options_of_bench_stand_on_either_side_of_its_commands(words: list[str])
     assert _parser().parse_args(["bench", "--out", "d", "tables", "run"]).out == "d"
     bare = _parser().parse_args(["bench", "show", "run"])
     assert (bare.json, bare.quiet) == (None, False)
+
+
+def contradicting_cases(folder: Path) -> Path:
+    """Two cases, of which the second edits what the first does, otherwise."""
+    first, second = make_cases(build_world(), seed=0, n=2)
+    twin = json.loads(json.dumps(first)) | {"case_id": "twin"}
+    twin["requested_rewrite"][0]["target_new"]["str"] = "Elsewhere"
+    return written(folder / "late.json", [first, second, twin])
+
+
+def test_a_batch_that_contradicts_itself_is_refused_before_any_work(
+    fails: Callable[..., str], tmp_path: Path
+) -> None:
+    cases = contradicting_cases(tmp_path)
+    said = fails("evaluate", tmp_path / "no-model", cases, "--method", "memit", "--batch", 3)
+    assert f"{cases}: edits contradict each other" in said and "smaller --batch" in said
+    assert "no model folder" in fails("evaluate", tmp_path / "no-model", cases, "--method", "memit")
+
+
+def test_ids_that_stand_for_several_cases_are_said_with_their_file(
+    fails: Callable[..., str], tmp_path: Path
+) -> None:
+    (row,) = make_cases(build_world(), seed=0, n=1)
+    cases = written(tmp_path / "cases.json", [row, row])
+    for command in (("evaluate", "bundled", cases), ("bench", "--cases", cases, "--out", tmp_path / "run")):
+        assert f"{cases}: 1 case ids stand for several cases" in fails(*command)
+
+
+def test_an_adapter_is_not_put_into_a_models_folder(
+    fails: Callable[..., str], model_dir: Path, patch_dir: Path
+) -> None:
+    before = files_under(model_dir)
+    assert "is a model's folder" in fails("patch", "export", patch_dir, "--out", model_dir)
+    assert files_under(model_dir) == before
+
+
+def test_our_tasks_want_cases_before_anything_is_loaded(fails: Callable[..., str], tmp_path: Path) -> None:
+    said = fails("lm-eval", tmp_path / "no-model", "--tasks", "mquake_direct")
+    assert "--tasks mquake_direct asks about cases: give --cases FILE" in said
+
+
+def test_a_short_context_is_evaluated_without_thinking_aloud(
+    run: Run, fails: Callable[..., str], short_dir: Path, tmp_path: Path
+) -> None:
+    cases = written(tmp_path / "cases.json", make_cases(build_world(), seed=0, n=1))
+    assert "the model's context is 128: ask without it (--no-cot" in fails("evaluate", short_dir, cases)
+    code, out, err = run("evaluate", short_dir, cases, "--no-cot")
+    assert code == 0, err
+    assert "efficacy" in out
+
+
+def test_a_field_that_is_not_read_is_said(run: Run, model_dir: Path, tmp_path: Path) -> None:
+    edit = {
+        "subject": "Bo",
+        "target": "Chile",
+        "prompt": "{} lives in",
+        "paraphrase": ["{} is from"],
+        "note": 1,
+    }
+    edits = written(tmp_path / "edits.json", [edit])
+    _, _, err = run("cases", edits, "--out", tmp_path / "cases.json")
+    assert "edits[0].paraphrase is not read; did you mean 'paraphrases'?" in err
+    assert "note" not in err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"target": "Peru", "old": "Chile"}, "the known facts already say 'Peru'"),
+        ({"old": "Brazil"}, "was 'Brazil', the known facts say 'Peru'"),
+    ],
+)
+def test_an_edit_that_known_facts_deny_is_said(
+    change: dict[str, str], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    citizen = Relation("citizen", ("{} is a citizen of",))
+    row = {"subject": "Ann Lee", "target": "Chile", "old": "Peru"} | change
+    known = [Fact("Ann Lee", citizen, "Peru")]
+    _notice_known([Edit(row["subject"], citizen, row["target"], row["old"])], known)
+    assert said in caplog.text
+    caplog.clear()
+    _notice_known([Edit("Ann Lee", citizen, "Chile", "Peru")], known)
+    assert not caplog.text

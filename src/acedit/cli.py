@@ -44,10 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    kept = "the model and the files are as before"
     try:
         if any("\ud800" <= sign <= "\udfff" for text in argv for sign in text):
             raise UserError("an argument is not UTF-8; write it anew")
         args = _parser().parse_args(argv)
+        kept = getattr(args, "interrupted", kept)
         with _notices(args.quiet):
             args.run(args)
         if sys.stdout is not None:  # closed by the caller
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
-        return _complain("interrupted; the model and the files are as before", 130)
+        return _complain(f"interrupted; {kept}", 130)
     except BrokenPipeError:
         # Whoever read our output has gone; leave nothing for the interpreter to flush into the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

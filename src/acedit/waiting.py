@@ -27,9 +27,9 @@ class Countdown:
 
 
 def counted(done: int, total: int, what: str, seconds: float) -> str:
-    """`done` of `total` took so many seconds: that, and how long the rest will take."""
-    left = seconds / max(1, done) * (total - done)
-    return f"{done}/{total} {what}, about {duration(left)} left"
+    """`done` of `total` took so many seconds: that, and, once some are done, how long the rest will take."""
+    said = f"{done}/{total} {what}"
+    return f"{said}, about {duration(seconds / done * (total - done))} left" if done else said
 
 
 def duration(seconds: float) -> str:

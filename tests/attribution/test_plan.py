@@ -54,6 +54,7 @@ def test_query_layers_are_shallow_and_value_layers_deep_where_v_says_so() -> Non
     assert (plan.query_layers, plan.middle_layers, plan.value_layers) == ((0, 1), (2,), (3, 4, 5))
     assert plan.scores["reach"] == [0.4, 0.4, 1.9, 1.5, 3.4, 7.0]
     assert "layers 0 to 1 serve alike" in plan.reason["query"]
+    assert set(choose_layers(Reach(shallow, deep)).scores) == {"reach", "value_reach"}
 
 
 def test_the_middle_is_between() -> None:

@@ -1,11 +1,12 @@
 """MQuAKE's known faults: found, reported, packed apart."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from acedit.benchmark.faults import audit, counts, pack, without
+from acedit.benchmark.faults import audit, contradicting, counts, pack, without
 from acedit.knowledge.facts import Case, cases_from
 
 
@@ -120,3 +121,14 @@ def test_packing_keeps_every_case_once_and_in_order(at_once: int | None) -> None
     cases = [MOVES, STAYS, SOILS, case("again", ANN, {0: "Chile"})]
     packed = [one for group in pack(cases, at_once) for one in group]
     assert packed == cases
+
+
+def test_two_relations_that_say_the_same_sentence_contradict() -> None:
+    """By their ids they are two facts; no edit could say both, so they are packed apart and reported."""
+    one = case("a", [("Ann", "P27", "Peru"), ("Peru", "P36", "Lima")], {0: "Chile"})
+    edit = one.edits[0]
+    twin = replace(edit, relation=replace(edit.relation, id="own"), target="Cuba")
+    two = replace(one, id="b", edits=(twin,))
+    assert [len(group) for group in pack([one, two], None)] == [1, 1]
+    assert [(f.case, f.other) for f in contradicting([one, two])] == [("b", "a")]
+    assert pack([replace(one, edits=(edit, twin))], None) == []

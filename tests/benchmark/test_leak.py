@@ -79,7 +79,9 @@ def test_whoever_a_ripple_test_names_starts_no_prompt() -> None:
 def test_a_shared_plan_is_made_of_no_scored_wording(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the known facts' own relation has the question that scores the edit."""
     seen: list[Prompt] = []
-    monkeypatch.setattr("acedit.benchmark.evaluate.find_plan", lambda _, __, prompts: seen.extend(prompts))
+    monkeypatch.setattr(
+        "acedit.benchmark.evaluate.find_plan", lambda _, __, prompts, **___: seen.extend(prompts)
+    )
     (case,) = cases_from(make_cases(build_world(), seed=5, n=1, pool="dev"))
     edit = case.edits[0]
     scored = "Of which land does {} hold the passport?"

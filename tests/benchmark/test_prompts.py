@@ -46,3 +46,11 @@ def test_questions_follow_the_shots_in_their_form() -> None:
 )
 def test_the_answer_is_what_stands_on_its_line(text: str, answer: str) -> None:
     assert prompts.parse_cot_answer(text) == answer
+
+
+def test_a_thought_about_the_answer_line_does_not_end_the_answer() -> None:
+    """What stops a generation is what is read of it, and nothing before."""
+    said = "He said: Answer: is below.\nAnswer: Norway\nQuestion: more"
+    found = prompts.COT_STOP.search(said)
+    assert found is not None
+    assert prompts.parse_cot_answer(said[: found.start(1)]) == "Norway"

@@ -12,8 +12,8 @@ from acedit.benchmark import evaluate, runner, tables
 from acedit.benchmark.leak import LeakError
 from acedit.benchmark.runner import Job, items_of, run
 from acedit.benchmark.store import Store
-from acedit.editing.edit import text_of
 from acedit.editing.methods import Method, method
+from acedit.editing.preserve import text_of
 from acedit.errors import UserError
 from acedit.knowledge.facts import Case, Fact, cases_from
 from acedit.lm.model import LanguageModel, load
@@ -22,6 +22,7 @@ from acedit.world.cases import make_cases
 from acedit.world.graph import build_world
 from tests.benchmark.killer import ALWAYS, FLAG, KILLER
 from tests.benchmark.test_faults import CLASH, MOVES, SOILS, STAYS
+from tests.tiny import byte_tokenizer
 
 METHODS = (method("base"), method("memit"))
 
@@ -329,6 +330,25 @@ def test_edits_in_sequence_stay_in(job: Job, cases: list[Case], lm: LanguageMode
     assert {r.case for r in rows.of("memit", 3)} == {case.id for case in cases}
     assert all(w.equal(lm.down_weight(layer)) for layer, w in enumerate(before))
     assert "| memit | 3 |" in printed(tmp_path)
+
+
+def test_a_sequence_asks_after_its_own_cases_alone(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    run(job, cases, [method("base")], folder=tmp_path, lm=lm, sequence=[1, 2], say=said.append)
+    rows = tables.load(Store.read(tmp_path))
+    assert set(rows.cases) == {r.case for r in rows.of("base")} | {cases[0].id, cases[1].id}
+    assert len(rows.cases) == 2
+    assert "the sequence is of the first 2 cases that do not contradict" in said
+
+
+def test_another_tokenizer_is_another_model(lm: LanguageModel) -> None:
+    """The fingerprint is of the weights; what is said depends on how they are read too."""
+    other = LanguageModel(lm.model, byte_tokenizer())
+    other.tokenizer.add_tokens(["<more>"])
+    assert runner._reading(other) != runner._reading(lm)
+    assert runner._reading(LanguageModel(lm.model, lm.tokenizer)) == runner._reading(lm)
 
 
 def test_a_sequence_that_is_killed_goes_on_where_it_was(

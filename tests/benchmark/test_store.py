@@ -82,3 +82,16 @@ def test_another_version_and_another_file_are_refused(tmp_path: Path) -> None:
         Store.read(tmp_path)
     with pytest.raises(UserError, match="holds no run"):
         Store.read(tmp_path / "nowhere")
+
+
+def test_a_store_killed_while_it_is_made_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tables and its version come together or not at all."""
+    monkeypatch.setattr("acedit.benchmark.store._TABLES", "CREATE TABLE meta (name TEXT); CREATE nonsense;")
+    with pytest.raises(UserError), Store.open(tmp_path):
+        pass
+    monkeypatch.undo()
+    with Store.open(tmp_path) as store:
+        store.add(UNIT, OUTCOME)
+    assert Store.read(tmp_path).done() == {"k1"}

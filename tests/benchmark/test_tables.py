@@ -1,12 +1,13 @@
 """Tables from records made up by hand, against figures worked out by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from acedit.benchmark import tables
 from acedit.benchmark.score import Record
-from acedit.benchmark.store import Outcome, Unit
+from acedit.benchmark.store import Outcome, Store, Unit
 from acedit.benchmark.tables import Rows
 from acedit.errors import UserError
 
@@ -173,3 +174,26 @@ def test_runs_of_other_methods_make_one_table() -> None:
     units = tuple((replace(unit, at_once=4), o) for unit, o in rows(ace=ACE).units)
     with pytest.raises(UserError, match="not of the same number of cases at once"):
         tables.joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), units=units)})
+
+
+def test_failures_alike_are_one_note(tmp_path: Path) -> None:
+    units = [Unit(f"k{i}", "kn", (f"c{i}",), 1) for i in range(4)]
+    with Store.open(tmp_path) as store:
+        store.set_meta({"plan": [unit.key for unit in units]})
+        for unit, error in zip(units, ("no gold", "no gold", "no room", "no gold"), strict=True):
+            store.add(unit, Outcome(unit.key, error=error))
+    assert tables.load(Store.read(tmp_path)).notes == (
+        "failed: kn on case c0 and 2 more: no gold",
+        "failed: kn on case c2: no room",
+    )
+
+
+def test_runs_of_other_settings_make_no_table_together() -> None:
+    one, two = rows(ace=ACE), rows(memit=ACE)
+    older = tables.joined({"a": one, "b": replace(two, settings={"preset": "gpt-j"})})
+    assert older.methods == ("ace", "memit")
+    settings = {"preset": "", "cot": True}
+    with pytest.raises(UserError, match="a and b are not of the same preset"):
+        tables.joined(
+            {"a": replace(one, settings=settings), "b": replace(two, settings=settings | {"preset": "gpt-j"})}
+        )

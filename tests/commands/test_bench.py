@@ -65,6 +65,12 @@ def test_a_run_can_be_looked_at_compared_and_taken_away(run: Run, folder: Path, 
         rows = list(csv.DictReader(file))
     assert {row["method"] for row in rows} == {"base", "memit"}
     assert {row["right"] for row in rows} <= {"True", "False"}
+    assert {row["at_once"] for row in rows} == {"1"}
+
+    run(*bench(folder, "--at-once", "all", "--out", tmp_path / "c"))
+    code, _, err = run("bench", "compare", tmp_path / "a", tmp_path / "c")
+    assert code == 2
+    assert "edit no number of cases at once alike" in err
 
 
 def test_answers_go_to_parquet(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acedit.editing.batch import Batch
-from acedit.editing.rows import FEW, SPREAD, TOKENS, Rows
+from acedit.editing.rows import FEW, ROOM, SPREAD, TOKENS, Rows, tokens_at_once
 from acedit.editing.stages import Update, updates_in
 from acedit.lm.model import LanguageModel
 from tests.editing.test_stages import model, prompts
@@ -61,3 +61,15 @@ def test_a_run_holds_no_more_than_fits(
     monkeypatch.setattr(f"acedit.editing.rows.{limit}", 1)
     rows = Rows(model, prompts(2), prompts(2))
     assert [len(group) for group in rows.together()] == [1] * len(rows)
+
+
+def test_a_large_model_runs_fewer_tokens_at_once(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that what a run leaves for the way back fits, however large the model."""
+    assert tokens_at_once(model) == TOKENS
+    for name, value in (("n_layers", 36), ("d_model", 4096), ("n_neurons", 12288)):
+        monkeypatch.setattr(model, name, value)
+    assert 100 < tokens_at_once(model) < TOKENS
+    kept = 36 * 4096 * model.dtype.itemsize  # the stream alone, a token
+    assert kept * tokens_at_once(model) < ROOM

@@ -223,7 +223,7 @@ def test_key_moments_are_those_of_the_keys(model: LanguageModel) -> None:
                 for b in batches
                 for at in ("subject", "last")
             ]
-        ).double()
+        )
         torch.testing.assert_close(moment, keys.T @ keys / len(keys), atol=1e-5, rtol=1e-4)
 
 

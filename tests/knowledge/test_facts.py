@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from acedit.errors import UserError
-from acedit.knowledge.facts import Chain, Fact, cases_from, read_cases, read_edits, read_facts
+from acedit.knowledge.facts import (
+    Chain,
+    Fact,
+    _template,
+    cases_from,
+    read_cases,
+    read_edits,
+    read_facts,
+)
 from acedit.knowledge.relations import mquake
 
 DATA = Path(__file__).parents[2] / "src/acedit/world/data"
@@ -272,3 +280,10 @@ def test_a_chain_links_up() -> None:
     assert Chain(good).facts == good
     with pytest.raises(UserError, match="breaks at hop 1"):
         Chain((good[0], Fact("Chile", mquake()["P36"], "Santiago")))
+
+
+def test_a_cloze_with_braces_of_its_own_makes_a_template() -> None:
+    """Of a relation that nothing describes, the case's own cloze is the wording."""
+    assert _template("Bo {jr} lives in", "Bo") == "{} (jr) lives in"
+    assert _template("The home of Bo is", "Bo").format("Ann") == "The home of Ann is"
+    assert _template("nobody is {named}", "Bo") == "nobody is (named)"

@@ -130,3 +130,12 @@ def test_weights_that_are_nowhere_are_one_line() -> None:
         nowhere = type(model)(model.config)
     with pytest.raises(UserError, match="offloaded or on the meta device: use a smaller dtype"):
         LanguageModel(nowhere, byte_tokenizer())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_quantised_model_is_refused(dtype: torch.dtype) -> None:
+    lm = tiny_lm("llama")
+    down = lm.down(1)
+    down.weight = torch.nn.Parameter(down.weight.to(dtype), requires_grad=False)
+    with pytest.raises(UserError, match=r"layer 1's down projection is quantised .*: load the model in"):
+        LanguageModel(lm.model, lm.tokenizer)

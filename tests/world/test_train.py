@@ -74,11 +74,19 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert torch.isfinite(load(half).logits(["Question: who"])).all()
 
 
-def test_other_settings_start_anew(tmp_path: Path) -> None:
+def test_a_run_of_other_settings_is_left_alone(tmp_path: Path) -> None:
     train(tmp_path, SMALL, say=lambda _: None, save_every=2, workers=1)
-    said: list[str] = []
-    train(tmp_path, replace(SMALL, seed=1, steps=2), say=said.append, workers=1)
-    assert not any("resuming" in line for line in said)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for other, said in (
+        (replace(SMALL, seed=1), "seed 0, not 1"),
+        (replace(SMALL, steps=9), "steps 4, not 9"),
+    ):
+        with pytest.raises(UserError, match=f"holds a run with {said}; choose another --out"):
+            train(tmp_path, other, say=lambda _: None, workers=1)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "resume.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match="is cut short or altered"):
+        train(tmp_path, SMALL, say=lambda _: None, workers=1)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])

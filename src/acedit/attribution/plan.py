@@ -138,6 +138,7 @@ def choose_layers(reach: Reach, *, value: Sequence[float] = (), query: Sequence[
         left = f"leaves {losses[chosen[-1]]:.2f} nats on prompts not searched on"
         return f"v* at {where} of layer {chosen[-1]} {left}; {others}"
 
+    ranks = {name: list(row) for name, row in (("value", value), ("query", query)) if row}
     return Plan(
         value_layers,
         query_layers,
@@ -147,5 +148,5 @@ def choose_layers(reach: Reach, *, value: Sequence[float] = (), query: Sequence[
             "query": said(run, query_layers, means[0], "the subject's last token"),
             "middle": why_middle(middle),
         },
-        {"value": list(value), "query": list(query), "reach": means[0], "value_reach": means[1]},
+        {**ranks, "reach": means[0], "value_reach": means[1]},
     )

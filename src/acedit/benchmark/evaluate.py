@@ -63,13 +63,19 @@ def merged_edits(cases: Sequence[Case | RippleCase]) -> list[Edit]:
         raise UserError(f"{error}, or use a smaller --batch") from None
 
 
+def refuse_contradictions(cases: Sequence[Case], batch: int) -> None:
+    """Raises UserError where the edits of a batch contradict each other."""
+    for at in range(0, len(cases), batch):
+        merged_edits(cases[at : at + batch])
+
+
 def shared_plan(
     lm: LanguageModel, cases: Sequence[Case | RippleCase], known: Sequence[Fact], seed: int
 ) -> Plan:
     """One plan for every batch, from the first edits of all cases (at most `PLANNED`)."""
     edits = list({edit.key: edit for case in cases for edit in case.edits}.values())[:PLANNED]
     prompts = Composer(edits, **clear_of(cases, known), seed=seed).prompts()
-    return find_plan(lm, edits, prompts)
+    return find_plan(lm, edits, prompts, ranked=True)
 
 
 def run_method(
@@ -167,21 +173,25 @@ def evaluate(
     seed: int = 0,
     cot: bool = True,
     text: Sequence[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Scores:
     """Scores of `cases` under a patch, under a method, or (neither) of the model as it is.
 
     known: facts the neighbours to check are drawn from; without them the cases' own unedited hops
     serve. text: as `edit` takes it, for a method. Values are shares; every metric has value, n, low, high
-    (95%), questions, unfiltered.
-    Raises UserError for both a patch and a method, or no cases.
+    (95%), questions, unfiltered. progress: told what is done, of how many, and of what.
+    Raises UserError for both a patch and a method, no cases, or, before anything is done, for a batch whose
+    edits contradict each other.
     """
     if patch is not None and method is not None:
         raise UserError("give a patch or a method, not both")
-    scorer = Scorer(lm, cases, known=known, cot=cot, seed=seed)
     if method is not None:
+        refuse_contradictions(cases, batch)
+    scorer = Scorer(lm, cases, known=known, cot=cot, seed=seed, progress=progress)
+    if method is not None:
+        counted = None if progress is None else lambda done, of: progress(done, of, "cases edited and asked")
         run = run_method(
-            lm, cases, scorer, method, known=known, batch=batch, seed=seed, text=text, progress=progress
+            lm, cases, scorer, method, known=known, batch=batch, seed=seed, text=text, progress=counted
         )
         return summarise(run.records, seed=seed)
     everything = range(len(cases))

@@ -16,7 +16,19 @@ from acedit.benchmark.store import Store
 from acedit.errors import UserError
 from acedit.report.files import write_bytes
 
-COLUMNS = ("method", "case", "edits", "hops", "position", "step", "metric", "prompt", "said", "right")
+COLUMNS = (
+    "method",
+    "case",
+    "edits",
+    "hops",
+    "position",
+    "at_once",
+    "step",
+    "metric",
+    "prompt",
+    "said",
+    "right",
+)
 
 Row = tuple[str | int | bool | None, ...]
 
@@ -52,5 +64,5 @@ def _rows(store: Store) -> Iterator[Row]:
         if outcome.error is None:
             for a in store.asked(unit.key):
                 case = cases.get(a.case, {})
-                about = (case.get("edits"), case.get("hops"), case.get("position"))
-                yield (unit.method, a.case, *about, unit.step, a.metric, a.prompt, a.said, a.right)
+                about = (case.get("edits"), case.get("hops"), case.get("position"), unit.at_once, unit.step)
+                yield (unit.method, a.case, *about, a.metric, a.prompt, a.said, a.right)

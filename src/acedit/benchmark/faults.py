@@ -12,7 +12,7 @@ chain after the edit that is not of the edit's own object, or does not end in th
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -43,10 +43,10 @@ def pack(cases: Sequence[Packed], at_once: int | None) -> list[tuple[Packed, ...
     than one group; a case that contradicts itself is left out (`audit` on the cases says so).
     """
     groups: list[list[Packed]] = []
-    targets: list[dict[tuple[str, str], str]] = []
+    targets: list[dict[Hashable, str]] = []
     first = 0
     for case in cases:
-        wanted = {edit.key: edit.target for edit in case.edits}
+        wanted = {about: edit.target for edit in case.edits for about in edit.about}
         if _against_itself(case):
             continue
         at = first
@@ -83,16 +83,17 @@ def without(cases: Sequence[Packed], faults: Sequence[Fault]) -> list[Packed]:
 
 
 def _against_itself(case: Case | RippleCase) -> bool:
-    return len({edit.key for edit in case.edits}) < len({(edit.key, edit.target) for edit in case.edits})
+    wanted = {(about, edit.target) for edit in case.edits for about in edit.about}
+    return len({about for about, _ in wanted}) < len(wanted)
 
 
 def contradicting(cases: Sequence[Case | RippleCase]) -> Iterator[Fault]:
     """Cases with an edit that an earlier one makes otherwise."""
-    first: dict[tuple[str, str], tuple[str, str]] = {}
+    first: dict[Hashable, tuple[str, str]] = {}
     for case in cases:
         for edit in case.edits:
-            target, other = first.setdefault(edit.key, (edit.target, case.id))
-            if target != edit.target:
+            firsts = [first.setdefault(about, (edit.target, case.id)) for about in edit.about]
+            for target, other in [one for one in firsts if one[0] != edit.target][:1]:
                 subject, relation = edit.key
                 said = f"{subject!r} with {relation} becomes {edit.target!r} here and {target!r} there"
                 yield Fault("contradicting", case.id, other, said)

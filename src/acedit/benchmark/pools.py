@@ -167,7 +167,9 @@ def _serve(make: Callable[[], Does[Any, Any]], pipe: Connection) -> None:
 class OnRay(Generic[I, O]):
     """An actor a worker, on a Ray cluster; one that dies is made anew."""
 
-    def __init__(self, make: Callable[[], Does[I, O]], size: int, address: str, gpus: float = 0) -> None:
+    def __init__(
+        self, make: Callable[[], Does[I, O]], size: int, address: str, *, cpus: int = 1, gpus: float = 0
+    ) -> None:
         try:
             import ray
         except ImportError:
@@ -175,11 +177,11 @@ class OnRay(Generic[I, O]):
         self._ray = ray
         self.size = size
         self._make = make
-        self._gpus = gpus
+        self._cpus, self._gpus = cpus, gpus
         try:
             ray.init(
                 address=None if address == "local" else address,
-                num_cpus=size if address == "local" else None,
+                num_cpus=cpus * size if address == "local" else None,
                 include_dashboard=False if address == "local" else None,
                 log_to_driver=False,
             )
@@ -190,7 +192,7 @@ class OnRay(Generic[I, O]):
         self._placed = False
 
     def _actor(self) -> Any:
-        actor = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0)(_Actor)
+        actor = self._ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0)(_Actor)
         return actor.remote(self._make)
 
     def start(self, worker: int, item: I) -> None:

@@ -54,8 +54,8 @@ Q: Which sport is Carlos Queiroz associated with? A: association football\
 """
 """G.2: ten single-hop questions with answers, a line each."""
 
-COT_STOP = re.compile(r"\nQuestion:|(?<!\S)Answer:[^\n]*(\n)")
-"""Where a chain-of-thought answer ends: a question of the model's own, or its whole answer line."""
+COT_STOP = re.compile(r"\nQuestion:|^[ \t]*Answer:[^\n]*(\n)", re.MULTILINE)
+"""Where a chain-of-thought answer ends: its own next question, or the line `parse_cot_answer` reads."""
 
 _ANSWER_LINE = re.compile(r"^[ \t]*Answer:[ \t]*(.*)$", re.MULTILINE)
 

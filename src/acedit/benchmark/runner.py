@@ -31,14 +31,14 @@ from acedit.attribution.plan import Plan
 from acedit.benchmark.evaluate import PLANNED, edit_cases, shared_plan, size_of
 from acedit.benchmark.faults import Fault, audit, contradicting, counts, pack, without
 from acedit.benchmark.fluency import perplexity
-from acedit.benchmark.leak import LeakError
+from acedit.benchmark.leak import LeakError, clear_of
 from acedit.benchmark.pools import Inline, OnRay, Pool, Processes, shared_out, visible_gpus
 from acedit.benchmark.ripple import RippleCase, RippleScorer
 from acedit.benchmark.score import Asked, Record, Scorer, distinct
 from acedit.benchmark.store import Outcome, Store, Unit
-from acedit.editing.edit import text_of
 from acedit.editing.methods import Method
 from acedit.editing.patch import Patch
+from acedit.editing.preserve import text_of
 from acedit.editing.presets import preset
 from acedit.errors import UserError
 from acedit.knowledge.facts import Case, Fact
@@ -48,7 +48,7 @@ log = logging.getLogger("acedit")
 
 AnyCase = Case | RippleCase
 
-PROTOCOL = 5  # of what is asked and how it is counted; goes up when a stored answer would be another
+PROTOCOL = 6  # of what is asked and how it is counted; goes up when a stored answer would be another
 TRIES = 2  # of an item whose worker dies
 ASKED_IN_SEQUENCE = 100  # cases asked at a step of a sequence, spread over those edited so far
 
@@ -193,7 +193,8 @@ class Worker:
         self._asking(item)
         self._planned(item.method)
         # One text for all steps: what it gives is kept, and is of the unedited model.
-        text = self._job.text or text_of(self._lm, self._job.known)
+        clear = clear_of(item.cases, self._job.known)
+        text = self._job.text or text_of(self._lm, clear["known"])
         by_step = {unit.step: unit for unit in item.units}
         known = {fact.key: fact for fact in self._job.known}
         facts, seconds, rank, norm = 0, 0.0, 0, 0.0
@@ -265,6 +266,14 @@ def base_records(asked: Sequence[Asked]) -> list[Record]:
 def _digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _reading(lm: LanguageModel) -> str:
+    """A digest of how the weights are used, which the fingerprint does not tell: tokenizer, configuration."""
+    passing = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+    config = {k: v for k, v in lm.model.config.to_dict().items() if k not in passing}
+    fast = getattr(lm.tokenizer, "backend_tokenizer", None)
+    return _digest([config, fast.to_str() if fast is not None else lm.tokenizer.get_vocab()])[:16]
 
 
 def _case_form(case: AnyCase) -> dict[str, Any]:
@@ -354,6 +363,8 @@ def run(
         raise UserError("a method is named twice; name each once")
     report = Report()
     numbers = (at_once,) if at_once is None or isinstance(at_once, int) else tuple(at_once)
+    chains = [replace(case, raw={}) for case in cases if isinstance(case, Case)]  # workers need no more
+    cases = chains or [case for case in cases if isinstance(case, RippleCase)]
     grouped, report.faults = _alike(cases, (None,) if sequence else numbers, strict=strict)
     groups = next(iter(grouped.values()))
     if report.faults:
@@ -372,8 +383,10 @@ def run(
                 f"--sequence {max(sequence)}: there are {len(groups[0])} cases that do not contradict; "
                 "ask for fewer"
             )
-        groups = groups[:1]
+        # Those that are never edited are not asked after either, and bar no prompt.
+        groups = [groups[0][: max(sequence)]]
         grouped = {None: groups}
+        say(f"the sequence is of the first {len(groups[0])} cases that do not contradict")
     first = [case for group in groups for case in group][:PLANNED]
     beside = () if job.known else tuple(case for case in cases if isinstance(case, Case))
     job = replace(
@@ -388,7 +401,7 @@ def run(
                     preset(job.preset).fitted(own, method)
                 else:
                     say(f"preset {job.preset!r} names no layers for {method.name}: they are chosen")
-        model = f"{own.fingerprint}/{own.device.type}"
+        model = f"{own.fingerprint}/{_reading(own)}/{own.device.type}"
         items: list[Item] = []
         seen: list[list[tuple[AnyCase, ...]]] = []
         steps = sorted(set(sequence))
@@ -408,6 +421,7 @@ def run(
                 "faults": [asdict(fault) for fault in report.faults],
                 "strict": strict,
                 "left_out": left_out,
+                "settings": _settings(job, methods),
             }
         )
         done = store.done()
@@ -425,6 +439,7 @@ def run(
         del own
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the room is the workers'
+        say("editing and asking")
         try:
             _drive(pool, todo, store, report, progress)
             # Not before every outcome is in the store, nor where one is to be tried again.
@@ -435,10 +450,22 @@ def run(
     return report
 
 
+def _settings(job: Job, methods: Sequence[Method]) -> dict[str, Any]:
+    """What runs must have in common to stand in one table."""
+    return {
+        "known facts": _digest([asdict(fact) for fact in job.known])[:16],
+        "text": _digest(job.text)[:16],
+        "preset": job.preset,
+        "cot": job.cot,
+        "share of relations left out": sorted({method.amounts.left_out for method in methods}),
+    }
+
+
 def _plan_of(job: Job, lm: LanguageModel, store: Store) -> Plan:
     """The layers of the run, those the store holds where they were chosen from the same."""
     forms, facts = [_case_form(case) for case in job.planned], [asdict(fact) for fact in job.known]
-    of = _digest([PROTOCOL, __version__, lm.fingerprint, lm.device.type, job.seed, job.threads, forms, facts])
+    model = [lm.fingerprint, _reading(lm), lm.device.type]
+    of = _digest([PROTOCOL, __version__, *model, job.seed, job.threads, forms, facts])
     kept = store.meta("layers")
     if kept is not None and kept["of"] == of:
         return Plan.from_json(kept["plan"])
@@ -503,7 +530,7 @@ def _pool(
 ) -> Pool[Item, list[Outcome]]:
     gpus = {p.device for p in lm.model.parameters() if p.device.type == "cuda"}
     if ray is not None:
-        return OnRay(partial(Worker, job), workers, ray, gpus=float(len(gpus)))
+        return OnRay(partial(Worker, job), workers, ray, cpus=job.threads, gpus=float(len(gpus)))
     if workers == 1 or inline:
         return Inline(Worker(job, lm))
     shares: list[str] = []

@@ -24,12 +24,14 @@ import re
 import string
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from acedit.benchmark.prompts import (
+    COT_PROMPT,
     COT_STOP,
     cot_prompt,
     direct_prompt,
@@ -121,12 +123,18 @@ class Asked:
     right: bool
 
 
-def continued(lm: LanguageModel, prompts: Sequence[str], *, batch_size: int = 64) -> dict[str, str]:
-    """What the model says to each prompt, greedily, in one go; a prompt that comes twice is asked once."""
+def continued(
+    lm: LanguageModel, prompts: Sequence[str], *, batch_size: int = 64, **told: Any
+) -> dict[str, str]:
+    """What the model says to each prompt, greedily, in one go; a prompt that comes twice is asked once.
+
+    told: `progress`, as `generate` takes it.
+    """
     texts = list(dict.fromkeys(prompts))
     if not texts:
         return {}
-    return dict(zip(texts, lm.generate(texts, max_new_tokens=24, batch_size=batch_size), strict=True))
+    said = lm.generate(texts, max_new_tokens=24, batch_size=batch_size, **told)
+    return dict(zip(texts, said, strict=True))
 
 
 def _directly(question: _Probe) -> _Probe:
@@ -142,13 +150,17 @@ def distinct(ids: Iterable[str]) -> None:
         )
 
 
+Progress = Callable[[int, int, str], None]
+
+
 class Scorer:
     """The probes of a set of cases, and what the unedited model says to them.
 
     known: facts the neighbours are drawn from; without any, the unedited hops of the cases and of those
     `beside` them serve. before: what the unedited model was asked, and said (`Asked`): the case's own hops
-    and questions against the old answers, and the neighbours. Patches that are on come off for that. Raises
-    UserError for no cases, and for case ids that stand for several.
+    and questions against the old answers, and the neighbours. Patches that are on come off for that.
+    progress: told how many of the questions of the sort at hand are answered, all of them, and of what.
+    Raises UserError for no cases, case ids that stand for several, and `cot` where G.1 does not fit.
     """
 
     before: list[Asked]
@@ -163,9 +175,18 @@ class Scorer:
         cot: bool = True,
         seed: int = 0,
         batch_size: int = 64,
+        progress: Progress | None = None,
     ) -> None:
         if not cases:
             raise UserError("there are no cases to score")
+        if cot and (needed := len(lm.token_ids(COT_PROMPT))) >= lm.context:
+            raise UserError(
+                f"the few-shot prompt of thinking aloud (G.1) has {needed} tokens, the model's context is "
+                f"{lm.context}: ask without it (--no-cot, cot=False)"
+            )
+        self._told: dict[str, Any] = {}
+        if progress is not None:
+            self._told["progress"] = lambda done, of: progress(done, of, "questions answered")
         self._lm, self._cases, self._cot, self._batch = lm, tuple(cases), cot, batch_size
         distinct(case.id for case in cases)
         self.before = []
@@ -175,7 +196,7 @@ class Scorer:
 
     def _ask(self, probes: Sequence[_Probe]) -> list[Asked]:
         """Asked as they are, in one go; answers greedy."""
-        said = continued(self._lm, [p.prompt for p in probes], batch_size=self._batch)
+        said = continued(self._lm, [p.prompt for p in probes], batch_size=self._batch, **self._told)
         return [self._asked(p, said[p.prompt], said[p.prompt]) for p in probes]
 
     def _think(self, probes: Sequence[_Probe]) -> list[Asked]:
@@ -187,6 +208,7 @@ class Scorer:
             max_new_tokens=160,
             stop=COT_STOP,
             batch_size=self._batch,
+            **self._told,
         )
         return [
             self._asked(replace(p, prompt=cot_prompt(p.prompt)), said, parse_cot_answer(said))

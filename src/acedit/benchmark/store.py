@@ -101,8 +101,8 @@ class Store:
                     cls(at / FILE, db)._check()
                 db.execute("PRAGMA journal_mode=WAL")
                 db.execute("PRAGMA synchronous=NORMAL")
-                db.executescript(_TABLES)
-                db.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (json.dumps(SCHEMA),))
+                schema = f"INSERT OR IGNORE INTO meta VALUES ('schema', '{json.dumps(SCHEMA)}');"
+                db.executescript(f"BEGIN;{_TABLES}{schema}COMMIT;")  # all or none, should it be killed here
             yield cls(at / FILE, db)
         finally:
             db.close()

@@ -77,6 +77,7 @@ class Rows:
     notes: tuple[str, ...] = ()
     fingerprint: str = ""  # of the model
     seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)  # beside these; none in older stores
 
     @property
     def at_once(self) -> tuple[int, ...]:
@@ -135,8 +136,12 @@ def load(store: Store) -> Rows:
     notes = []
     if missing:
         notes.append(f"{missing} of {len(store.plan())} units are not run yet: run the same command again")
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
     for unit, outcome in failed:
-        notes.append(f"failed: {unit.method} on case {unit.cases[0]}: {outcome.error}")
+        alike[unit.method, str(outcome.error)].append(unit.cases[0])
+    for (method, error), cases in alike.items():
+        more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
+        notes.append(f"failed: {method} on case {cases[0]}{more}: {error}")
     return Rows(
         tuple(store.meta("methods") or ()),
         store.meta("cases") or {},
@@ -145,6 +150,7 @@ def load(store: Store) -> Rows:
         tuple(notes),
         str(store.meta("fingerprint") or ""),
         int(store.meta("seed") or 0),
+        store.meta("settings") or {},
     )
 
 
@@ -164,6 +170,11 @@ def joined(runs: Mapping[str, Rows]) -> Rows:
                 ("cases", one.cases, other.cases),
                 ("steps", one.steps, other.steps),
                 ("number of cases at once", one.at_once, other.at_once),
+                *(
+                    (name, one.settings[name], other.settings[name])
+                    for name in one.settings
+                    if name in other.settings
+                ),
             )
             if ours != theirs
         ]
@@ -513,8 +524,9 @@ def paired_mean(
 
     sums, sizes = counted(sum), counted(len)
     picks = np.random.default_rng(seed).integers(0, len(cases), (draws, len(cases)))
+    drawn = np.stack([np.bincount(pick, minlength=len(cases)) for pick in picks], axis=1)
     with np.errstate(invalid="ignore"):  # a draw may hold no case of a part
-        shares = sums[..., picks].sum(-1) / sizes[..., picks].sum(-1)
+        shares = (sums @ drawn) / (sizes @ drawn)
     low, high = np.nanpercentile((shares[:, 0] - shares[:, 1]).mean(0), [2.5, 97.5])
     value = sums.sum(-1) / sizes.sum(-1)
     return {
@@ -589,6 +601,7 @@ _LATEX = str.maketrans(
         **{sign: f"\\{sign}" for sign in "%&#_${}"},
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
         "↓": r"$\downarrow$",
         "↑": r"$\uparrow$",
         "–": "--",

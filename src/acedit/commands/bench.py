@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from acedit.commands.common import (
     Progress,
+    about,
     check_outputs,
     given_facts,
     given_text,
@@ -103,7 +104,7 @@ def add(commands: Any, shared: Shared) -> None:
     bench.add_argument("--threads", metavar="N", type=whole(1), default=1, help="CPU threads a worker (1)")
     bench.add_argument("--ray", metavar="ADDRESS", help="workers on a Ray cluster; 'local' starts one here")
     bench.add_argument("--out", metavar="RUN", help="folder of the run; the same one goes on where it was")
-    bench.set_defaults(run=_run)
+    bench.set_defaults(run=_run, interrupted="what is done is kept, and the same command goes on from there")
     more = bench.add_subparsers(title="commands", metavar="COMMAND")
     show = more.add_parser("show", parents=[shared.again], help="scores, costs and failures of a run")
     show.add_argument("folders", metavar="RUN", nargs="+", help="several: of other methods on the same cases")
@@ -141,6 +142,7 @@ def _at_once(text: str) -> list[int | None]:
 def _run(args: argparse.Namespace) -> None:
     from acedit.benchmark import runner, tables
     from acedit.benchmark.leak import LeakError
+    from acedit.benchmark.score import distinct
     from acedit.benchmark.store import Store
     from acedit.editing.methods import method
     from acedit.editing.presets import preset
@@ -170,6 +172,9 @@ def _run(args: argparse.Namespace) -> None:
         progress.say(preset(args.preset).said)
     progress.say("reading the cases")
     cases, known = _cases(args)
+    if args.cases:
+        with about(args.cases):
+            distinct(case.id for case in cases)
     job = runner.Job(
         args.model,
         dtype=args.dtype,
@@ -379,15 +384,20 @@ def _compare(args: argparse.Namespace) -> None:
         )
     step = steps[-1] if steps else None
     number = next((n for n in one.at_once if n in two.at_once), None)
-    if number is not None:
-        one, two = one.at(number), two.at(number)
+    if number is None:
+        raise UserError(
+            f"{args.folder} and {args.other} edit no number of cases at once alike; nothing can be compared"
+        )
+    several = len({*one.at_once, *two.at_once}) > 1
+    one, two = one.at(number), two.at(number)
     shared = [m for m in one.methods if m in two.methods]
     if not shared or not alike:
         raise UserError(
             f"{args.folder} and {args.other} share no method, or no case; nothing can be compared"
         )
+    alone = f", {number or 'all'} cases at once" if several else ""
     table = tables.comparison(
-        f"{args.folder} less {args.other} (% points)",
+        f"{args.folder} less {args.other} (% points{alone})",
         {m: [r for r in one.of(m, step) if r.case in alike] for m in shared},
         {m: [r for r in two.of(m, step) if r.case in alike] for m in shared},
         one.cases,

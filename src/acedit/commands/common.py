@@ -10,6 +10,8 @@ write_result(args, "evaluate", scores=scores)
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +28,24 @@ class Progress:
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
-        self._began = self._step = self._last = time.monotonic()
+        self._began = self._step = self._counted = self._last = time.monotonic()
+        self._done = 0
 
     def say(self, text: str) -> None:
         """A step begins."""
-        self._step = time.monotonic()
+        self._step = self._counted = time.monotonic()
+        self._done = 0
         self._line(text)
 
     def count(self, done: int, total: int, what: str = "cases") -> None:
-        """`done` of `total` of this step are done; at most a line every two seconds."""
+        """`done` of `total` of this step are done; at most a line every two seconds.
+
+        A count that does not go on begins another one.
+        """
         now = time.monotonic()
+        if done <= self._done:
+            self._step = self._counted
+        self._done, self._counted = done, now
         if now - self._last < 2 and done < total:
             return
         self._last = now
@@ -92,6 +102,15 @@ def world_facts() -> "list[Fact]":
     from acedit.world.graph import build_world
 
     return facts_of(build_world(), [])
+
+
+@contextmanager
+def about(path: str) -> Iterator[None]:
+    """What is wrong with the contents of a file, said with its name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def check_outputs(args: argparse.Namespace) -> None:

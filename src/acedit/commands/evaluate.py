@@ -9,6 +9,7 @@ from typing import Any
 
 from acedit.commands.common import (
     Progress,
+    about,
     check_outputs,
     given_facts,
     given_text,
@@ -41,6 +42,7 @@ def add(commands: Any, shared: Shared) -> None:
     how.add_argument("--patch", metavar="PATCH", action=Once, help="score it; its edits are the cases'")
     how.add_argument("--method", metavar="M", help="edit the cases in batches and score them")
     evaluate.add_argument("--batch", metavar="N", type=whole(1), default=1, help="cases edited at once")
+    evaluate.add_argument("--no-cot", action="store_true", help="direct answers only")
     evaluate.add_argument("--keep", action="store_true", help="write the scores into the patch's folder")
     evaluate.set_defaults(run=_evaluate)
 
@@ -87,6 +89,13 @@ def _evaluate(args: argparse.Namespace) -> None:
         check_writable(args.patch, folder=True)
     if prose and args.method is None:
         raise UserError("--text is for editing: give --method, or leave it out")
+    from acedit.benchmark.evaluate import evaluate, refuse_contradictions
+    from acedit.benchmark.score import distinct
+
+    with about(args.cases):
+        distinct(case.id for case in cases)
+        if args.method is not None:
+            refuse_contradictions(cases, args.batch)
     if args.method is not None:
         from acedit.editing.methods import method
 
@@ -97,8 +106,6 @@ def _evaluate(args: argparse.Namespace) -> None:
     progress = Progress(args.quiet)
     progress.say("loading the model")
     lm = load_model(args)
-    from acedit.benchmark.evaluate import evaluate
-
     progress.say(f"scoring {len(cases)} cases")
     scores = evaluate(
         lm,
@@ -109,6 +116,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         batch=args.batch,
         seed=args.seed,
         text=prose,
+        cot=not args.no_cot,
         progress=progress.count,
     )
     column = args.method or ("patch" if patch else "unedited")

@@ -26,11 +26,12 @@ def add(commands: Any, shared: Shared) -> None:
 
 
 def _lm_eval(args: argparse.Namespace) -> None:
-    from acedit.benchmark.harness import run_tasks
+    from acedit.benchmark.harness import refuse_caseless, run_tasks
     from acedit.editing.patch import Patch
     from acedit.report import text
 
     check_outputs(args)
+    refuse_caseless(args.tasks, args.cases)
     patches = [Patch.load(path) for path in args.patch]
     results = run_tasks(
         load_model(args), args.tasks, patches=patches, cases=args.cases, old=args.old, limit=args.limit

@@ -28,7 +28,7 @@ def add(commands: Any, shared: Shared) -> None:
     )
     mend.add_argument("--steps", metavar="N", type=whole(1), help="training steps (default 2000)")
     mend.add_argument(
-        "--out", metavar="FILE", help="where it is written (default: where 'mend' looks for it)"
+        "--out", metavar="FILE", help="a file of your own (default: where method mend looks, and only there)"
     )
     mend.set_defaults(run=_mend, out_is_file=True)
 
@@ -53,7 +53,8 @@ def _mend(args: argparse.Namespace) -> None:
     hyper.save(editor, out, [own])
     # A checkpoint is another model in another dtype, its hyper-network the same.
     del lm
-    others = {load(args.model, dtype=dtype).fingerprint for dtype in (None, "float32", "bfloat16")}
+    kinds = (None, "float32", "bfloat16")
+    others = {load(args.model, dtype=kind, device_map=args.device_map).fingerprint for kind in kinds}
     hyper.save(editor, out, sorted({own, *others}))
     print(f"hyper-network in {out}")
     write_result(args, "mend", model=args.model, out=str(out), settings=asdict(settings))

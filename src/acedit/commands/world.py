@@ -25,7 +25,7 @@ def add(commands: Any, shared: Shared) -> None:
         help="the bundled model, a second one of another family, depth and width, or one taught more",
     )
     train.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu (default), cuda, cuda:1, …")
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, interrupted="the same command goes on from the last checkpoint")
     shown = worlds.add_parser(
         "show", parents=[shared.common], help="what the world holds, and the model's scores"
     )

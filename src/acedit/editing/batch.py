@@ -1,7 +1,7 @@
 """Prompts with their answers, encoded for teacher forcing.
 
     batch = Batch.of(lm, prompts)
-    batch.nll(lm, logits_of_answers)       # (rows,), nats a token
+    batch.nll(batch.logits(lm))            # (rows,), nats a token
 
 A row is prompt + answer (with its end, where the prompt has one) + nothing else. Rows of a `Batch` share
 one padded length; `split` cuts a long list into batches of like length, so that little is padded.

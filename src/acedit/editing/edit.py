@@ -11,33 +11,32 @@ object). The text for the covariance is the known facts said as they are, before
 """
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from acedit.attribution.plan import Plan
-from acedit.editing.batch import Batch, split
-from acedit.editing.covariance import TEXT_READ, covariances, inverse_roots
-from acedit.editing.keys import edited_keys, key_moments, keys_at
+from acedit.editing.batch import split
+from acedit.editing.covariance import inverse_roots
+from acedit.editing.keys import edited_keys
 from acedit.editing.methods import Method
 from acedit.editing.methods import method as named_method
-from acedit.editing.patch import LayerUpdate, Patch, edits_on, place_of
+from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.editing.polish import polish
+from acedit.editing.preserve import metric_of, text_of
 from acedit.editing.sayable import unsayable
-from acedit.editing.solve import Metric, factor, inverse, null_space
-from acedit.editing.stages import Stage, Update, Writing, mean_by, sweep, updates_in
+from acedit.editing.solve import Metric
+from acedit.editing.stages import Stage, Update, Writing, sweep, updates_in
 from acedit.editing.target import search
 from acedit.errors import UserError
-from acedit.knowledge.compose import Composer, Prompt, asked_thoughts, belief_texts, holds
+from acedit.knowledge.compose import Composer, Prompt, asked_thoughts, holds
 from acedit.knowledge.facts import Edit, Fact, distinct_edits
-from acedit.knowledge.prose import prose
 from acedit.lm.model import LanguageModel
 from acedit.waiting import Countdown
 
@@ -46,9 +45,7 @@ log = logging.getLogger("acedit")
 Progress = Callable[[str], None]
 
 KEPT = ("hold", "replay")  # held to the unedited model, nothing is written
-TOKENS_A_NEURON = 16  # of prose, where little is known
 ENDINGS, ALIKE = 64, 0.9  # known answers whose ends are looked at, and the share that must end alike
-FLOOR = 1e-6  # of the mean diagonal, added to what is preserved: a short text spans few keys
 
 
 def edit(
@@ -90,11 +87,12 @@ def edit(
             "no known facts given: the edit is made from its own prompts alone, "
             "so chains that pass through it, and its neighbours, are not looked after"
         )
+    _notice_known(edits, known)
     for answer, token in unsayable(lm, [one.target for one in edits]).items():
         log.warning(
             "the model cannot say %r: its training never told the token %r from others", answer, token
         )
-    texts = text or text_of(lm, known)
+    given = known
     known = believed(lm, edits, known)
     memory: Mapping[str, Any] = {}
     if chosen.reader:
@@ -113,12 +111,15 @@ def edit(
         from acedit.editing.plan import find_plan
 
         tell("choosing layers")
-        plan = find_plan(lm, edits, composed)
+        trying = Countdown(tell, "layers tried, at either token")
+        ranked = bool(chosen.skip_query or chosen.skip_value)
+        plan = find_plan(lm, edits, composed, ranked=ranked, progress=lambda done, of, _: trying(done, of))
     if plan is not None:
         plan.checked(lm.n_layers)
     plan = plan if chosen.planned else None
     updates: list[Update] = []
     if not chosen.reader:
+        texts = cache(lambda: text or text_of(lm, given))  # read by some methods only
         updates = _write(lm, edits, prompts, essence, chosen, plan, seed, texts, cache_dir, tell)
     for update in updates:
         if not (update.left.isfinite().all() and update.right.isfinite().all()):
@@ -136,24 +137,6 @@ def edit(
         place=place_of(lm, [u.layer for u in updates]),
         memory=memory,
     )
-
-
-def text_of(lm: LanguageModel, known: Sequence[Fact]) -> list[str]:
-    """What key covariances are taken over: the known facts said in full. Where those hold fewer tokens than
-    a layer has neurons, C would be of too low a rank, and the package's prose stands beside them, up to
-    `TOKENS_A_NEURON` tokens a neuron."""
-    said = belief_texts(known)
-    tokens = 0
-    for text in dict.fromkeys(said):
-        tokens += len(lm.token_ids(text))
-        if tokens >= lm.n_neurons:
-            return said
-    for paragraph in prose():
-        if tokens >= TOKENS_A_NEURON * lm.n_neurons:
-            break
-        said.append(paragraph)
-        tokens += len(lm.token_ids(paragraph))
-    return said
 
 
 def believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) -> list[Fact]:
@@ -177,6 +160,22 @@ def believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) ->
                 if not right:
                     doubted.add((prompt.subject, prompt.template))
     return [f for f in known if f.key not in onward or (f.subject, f.prompt) not in doubted]
+
+
+def _notice_known(edits: Sequence[Edit], known: Sequence[Fact]) -> None:
+    """Say where an edit changes nothing, or not what its `old` says, by the known facts."""
+    held: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for fact in known:
+        held[fact.key] |= {fact.object, *fact.aliases}
+    for one in edits:
+        told = held.get(one.key, set())
+        if one.target in told:
+            log.warning("the known facts already say %r of %r", one.target, one.prompt.format(one.subject))
+        elif told and one.old and one.old not in told:
+            log.warning(
+                "the edit says that %r was %r, the known facts say %r",
+                one.prompt.format(one.subject), one.old, sorted(told)[0],
+            )  # fmt: skip
 
 
 def _layers(stage: Stage, plan: Plan | None, chosen: Method) -> tuple[int, ...]:
@@ -244,7 +243,7 @@ def _write(
     chosen: Method,
     plan: Plan | None,
     seed: int,
-    texts: Sequence[str],
+    texts: Callable[[], Sequence[str]],
     cache_dir: Path | None,
     tell: Progress,
 ) -> list[Update]:
@@ -272,7 +271,7 @@ def _write(
         # Keys of the edited subjects themselves are where the edit is to be written.
         own = {one.subject for one in edits}
         others = split(lm, [p for p in held if p.subject not in own]) if chosen.known else []
-        metric = metric_of(lm, chosen, texts, touched, others, cache_dir, edits, tell)
+        metric = metric_of(lm, chosen, texts(), touched, others, cache_dir, edits, tell)
         for group in groups:
             for stages in [(stage,) for stage in chosen.stages] if chosen.in_turn else [chosen.stages]:
                 with updates_in(lm, updates):
@@ -291,7 +290,7 @@ def _write(
             near = chosen.polish.near if kin else 0.0
             keys = edited_keys(lm, split(lm, kin), touched) if near else None
             whiten = inverse_roots(
-                lm, texts, touched, beside=keys, weight=near, cache_dir=cache_dir, progress=tell
+                lm, texts(), touched, beside=keys, weight=near, cache_dir=cache_dir, progress=tell
             )
         tell("polishing")
         stepping = Countdown(tell, "steps")
@@ -385,64 +384,17 @@ def _targets(
         about = {p.edit for p in rows}
         held = [p for p in essence if p.edit in about]
         searched = split(lm, [*rows, *held]) if held else batches
-        targets = search(lm, searched, layers[-1], token=stage.token, n_edits=n_edits, settings=stage.target)
+        targets = search(
+            lm,
+            searched,
+            layers[-1],
+            token=stage.token,
+            n_edits=n_edits,
+            settings=stage.target,
+            progress=Countdown(tell, "steps at most"),
+        )
         writings.append(Writing(stage, layers, batches, targets))
     return writings
-
-
-def _earlier_keys(
-    lm: LanguageModel, edits: Sequence[Edit], layer: int, stage: Stage
-) -> Float[Tensor, "n_neurons n"] | None:
-    """Keys of the edits that patches have put in, where `stage` would write them; none for none.
-
-    Those of `edits` themselves are left out: what is to be changed again is not kept.
-    """
-    anew = {edit.key for edit in edits}
-    before = [edit for edit in edits_on(lm) if edit.key not in anew]
-    if not before:
-        return None
-    asked = [Prompt(edit.prompt, edit.subject, edit.target, "single", i) for i, edit in enumerate(before)]
-    rows = [
-        (keys_at(lm, batch.encoded, layer, batch.positions(stage.token))[0], batch.edits())
-        for batch in split(lm, asked)
-    ]
-    keys, edit = (torch.cat(column) for column in zip(*rows, strict=True))
-    return mean_by(edit, keys).T
-
-
-def metric_of(
-    lm: LanguageModel,
-    chosen: Method,
-    texts: Sequence[str],
-    layers: Sequence[int],
-    replay: Sequence[Batch],
-    cache_dir: Path | None,
-    edits: Sequence[Edit] = (),
-    tell: Progress | None = None,
-) -> Callable[[int, float], Metric]:
-    """What the closed form preserves, as `solve` wants it: beside `edits`, in the null space."""
-    read = Countdown(tell or (lambda _: None), TEXT_READ)
-    c = covariances(lm, texts, layers, cache_dir=cache_dir, progress=read)
-    known = key_moments(lm, replay, list(c)) if chosen.known and replay else {}
-    factors: dict[int, Metric] = {}
-
-    def metric(layer: int, size: float) -> Metric:
-        if layer in factors:
-            return factors[layer]
-        if chosen.form == "null":
-            (stage,) = chosen.stages
-            return null_space(c[layer].to(lm.device), earlier=_earlier_keys(lm, edits, layer, stage))
-        p = chosen.lam * lm.n_neurons * c[layer].to(lm.device).double()
-        if known:
-            p = p + chosen.known * lm.n_neurons * known[layer].to(lm.device)
-        floor = FLOOR * float(p.diagonal().mean())
-        p.diagonal().add_(floor + chosen.ridge * size)
-        q = inverse(factor(p))
-        if not chosen.ridge:
-            factors[layer] = q  # the same for every edit
-        return q
-
-    return metric
 
 
 def _added(updates: Sequence[Update], more: Sequence[Update]) -> list[Update]:

@@ -268,7 +268,7 @@ def load(lm: LanguageModel, paths: Sequence[Path] | None = None) -> HyperEditor:
 
 def _file_of(fingerprint: str, paths: Sequence[Path] | None = None) -> Path | None:
     """The first of `paths` (default: the cache, then the bundled one) that is of this checkpoint."""
-    for path in paths if paths is not None else [cached(fingerprint), BUNDLED]:
+    for path in paths if paths is not None else [*sorted(cached("").parent.glob("*.safetensors")), BUNDLED]:
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}

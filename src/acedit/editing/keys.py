@@ -57,10 +57,10 @@ def keys_at(
 def second_moments(
     lm: LanguageModel, layers: Sequence[int], runs: Runs
 ) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
-    """Mean of k kᵀ by layer over the tokens of each run; float64, on the CPU.
+    """Mean of k kᵀ by layer over the tokens of each run; float32, on the CPU.
 
     One pass serves all layers. Sums are float32 over `FLUSH` runs, on the layers' own devices, and float64
-    beyond: moving N² numbers a layer for every run would take longer than the runs.
+    beyond (8 bytes × N² a layer): moving N² numbers a layer for every run would take longer than the runs.
     """
     total = {layer: torch.zeros(lm.n_neurons, lm.n_neurons, dtype=torch.float64) for layer in layers}
     near: dict[int, Tensor] = {}
@@ -80,7 +80,7 @@ def second_moments(
         if n % FLUSH == 0:
             flush()
     flush()
-    return {layer: t / max(1, count) for layer, t in total.items()}
+    return {layer: total.pop(layer).div_(max(1, count)).float() for layer in layers}
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def edited_keys(
 def key_moments(
     lm: LanguageModel, batches: Sequence[Batch], layers: Sequence[int]
 ) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
-    """Mean of k kᵀ by layer over the rows' edited positions, as in `edited_keys`; float64, on the CPU."""
+    """Mean of k kᵀ by layer over the rows' edited positions, as in `edited_keys`; float32, on the CPU."""
     return second_moments(lm, layers, _edited(lm, batches))
 
 

@@ -117,11 +117,14 @@ class Patch:
     @contextmanager
     def applied(self, lm: LanguageModel) -> Iterator[LanguageModel]:
         """`lm` with the patch on; off again at the end, also when something raises."""
-        self.apply(lm)
+        stack = _stack(lm)
+        stack.refuse_twice(self)
         try:
+            self.apply(lm)
             yield lm
         finally:
-            self.remove(lm)
+            if self in stack:  # an interruption may come before it is
+                self.remove(lm)
 
     def norms(self, lm: LanguageModel) -> dict[int, dict[str, float]]:
         """By layer: ‖Δ‖ and the base weight's norm (Frobenius), their ratio, and the update's rank."""
@@ -207,9 +210,14 @@ class Patch:
     def to_lora(self, folder: str | Path) -> Path:
         """Write the same update as a PEFT adapter, exactly (no SVD): rank as `LayerUpdate.shrunk`.
 
-        Raises NoWeightChange for a patch without updates, UserError where `folder` cannot be written.
+        Raises NoWeightChange for a patch without updates, UserError where `folder` holds a model or cannot be
+        written.
         """
         self.refuse_memory("there is nothing to export")
+        if (
+            Path(folder) / "config.json"
+        ).exists():  # transformers would put the adapter on that model unasked
+            raise UserError(f"{folder}: is a model's folder; an adapter there would change that model")
         modules = self.place["modules"]
         ranks: dict[str, int] = {}
         tensors: dict[str, Tensor] = {}
@@ -269,6 +277,14 @@ class PatchStack:
     def __len__(self) -> int:
         return len(self._active)
 
+    def __contains__(self, patch: Patch) -> bool:
+        return patch.id in self._active
+
+    def refuse_twice(self, patch: Patch) -> None:
+        """Raises UserError if the patch is on."""
+        if patch in self:
+            raise UserError(f"patch {patch.id[:12]} is on already; remove it first")
+
     def patches(self) -> list[Patch]:
         """The active patches, in the order they came on."""
         return list(self._active.values())
@@ -284,8 +300,7 @@ class PatchStack:
         return self._lm.down_weight(layer).detach()
 
     def add(self, patch: Patch) -> None:
-        if patch.id in self._active:
-            raise UserError(f"patch {patch.id[:12]} is on already; remove it first")
+        self.refuse_twice(patch)
         _check_model(patch, self._lm)
         for update in patch.updates:
             if not 0 <= update.layer < self._lm.n_layers:
@@ -296,13 +311,13 @@ class PatchStack:
         self._set({**self._active, patch.id: patch}, patch)
 
     def drop(self, patch: Patch) -> None:
-        if patch.id not in self._active:
+        if patch not in self:
             raise UserError(f"patch {patch.id[:12]} is not on this model")
         self._set({id: one for id, one in self._active.items() if id != patch.id}, patch)
 
     def _set(self, active: dict[str, Patch], changed: Patch) -> None:
-        """Make `active` so: every new weight is worked out before the first is written, and an interruption
-        leaves the old ones."""
+        """Make `active` so: everything new is worked out before the first weight is written, and an
+        interruption leaves all as it was."""
         reader = _reader(self._lm, active)
         layers = [update.layer for update in changed.updates]
         base = dict(self._base)
@@ -310,14 +325,16 @@ class PatchStack:
             if layer not in base:
                 base[layer] = self._lm.down_weight(layer).detach().clone()
         written = {layer: self._weight(layer, base[layer], active) for layer in layers}
-        try:
-            self._write(written)
-        except BaseException:
-            self._write({layer: self._weight(layer, base[layer], self._active) for layer in layers})
-            raise
         touched = {update.layer for patch in active.values() for update in patch.updates}
         kept = {layer: weight for layer, weight in base.items() if layer in touched}
-        self._active, self._base, self.reader = active, kept, reader
+        before = self._active, self._base, self.reader
+        try:
+            self._write(written)
+            self._active, self._base, self.reader = active, kept, reader
+        except BaseException:
+            self._write({layer: self._weight(layer, base[layer], before[0]) for layer in layers})
+            self._active, self._base, self.reader = before
+            raise
 
     def _weight(self, layer: int, base: Tensor, active: Mapping[str, Patch]) -> Tensor:
         """round(base + Σ Δ) of a layer, the base itself where no patch writes it."""
@@ -364,15 +381,14 @@ def patches_off(lm: LanguageModel) -> Iterator[None]:
     """The model without its patches, for what is taken of the unedited one; they are back on leaving."""
     stack: PatchStack | None = lm.patch_stack
     on = [] if stack is None else stack.patches()
-    taken: list[Patch] = []
     try:
         for patch in on:
             _stack(lm).drop(patch)
-            taken.append(patch)
         yield
     finally:
-        for patch in taken:
-            _stack(lm).add(patch)
+        for patch in on:
+            if patch not in _stack(lm):
+                _stack(lm).add(patch)
 
 
 def edits_on(lm: LanguageModel) -> list[Edit]:

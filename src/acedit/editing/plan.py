@@ -1,7 +1,7 @@
 """The plan of an edit, with the reach of v* measured: `locate` as users call it.
 
-where = locate(lm, edits, known=facts)                  # seconds
-where = locate(lm, edits, known=facts, screen=True)     # minutes: ranges of layers are tried
+where = locate(lm, edits, known=facts)                  # a short v* search in every layer
+where = locate(lm, edits, known=facts, screen=True)     # hundreds of trial writes: ranges are tried
 plan = find_plan(lm, edits, prompts)
 """
 
@@ -11,7 +11,7 @@ from functools import partial
 
 from acedit.attribution.layers import spaced
 from acedit.attribution.locate import Location, locate_with
-from acedit.attribution.plan import Plan, Reach
+from acedit.attribution.plan import Plan, Reach, choose_layers
 from acedit.attribution.spread import measure_spread
 from acedit.editing.batch import split
 from acedit.editing.screen import refuse_unscreenable, screened
@@ -115,6 +115,20 @@ def locate(
     return replace(where, plan=plan)
 
 
-def find_plan(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> Plan:
-    """The plan alone, from prompts already made."""
-    return locate_with(lm, edits, prompts, top=1, reach_of=reach_of).plan
+def find_plan(
+    lm: LanguageModel,
+    edits: Sequence[Edit],
+    prompts: Sequence[Prompt],
+    *,
+    ranked: bool = False,
+    progress: Progress | None = None,
+) -> Plan:
+    """The plan alone, from prompts already made, on the model as it stands.
+
+    ranked: with the scores of Eq. 9 and Eq. 10, by which the most important layers can be left out; they
+    choose none. progress: told layers done, in all, and of what. Raises UserError for scores of a model with
+    patches on.
+    """
+    if ranked:
+        return locate_with(lm, edits, prompts, top=1, reach_of=partial(reach_of, progress=progress)).plan
+    return choose_layers(reach_of(lm, edits, prompts, progress=progress)).checked(lm.n_layers)

@@ -21,7 +21,8 @@ from acedit.knowledge.compose import Prompt
 from acedit.lm.model import LanguageModel
 
 FEW, SPREAD = 8, 1.25  # rows that run together whatever their lengths; beyond them, longest over shortest
-TOKENS = 8192  # of one run, padding included
+TOKENS = 8192  # of one run, padding included, at most,
+ROOM = 2**33  # bytes, and so many that what they leave for the way back fits
 LOGITS = 2**28  # of one run
 CLASS = 1.5  # longest over shortest in a class of `classes`
 
@@ -42,6 +43,7 @@ class Rows:
         whole = Batch.of(lm, [*told, *kept])
         order = whole.encoded.lengths.argsort(stable=True)
         self._lm, self._batch = lm, whole.pick(order)
+        self._tokens = tokens_at_once(lm)
         self.kept = order.cpu() >= len(told)
         self.lengths = self._batch.encoded.lengths.cpu()
         self.classes = _classes(self.lengths, self.kept)
@@ -70,7 +72,7 @@ class Rows:
         for i, length in enumerate(lengths):
             count, read = i - cuts[-1], read + answers[i]
             unlike = count >= FEW and length > SPREAD * lengths[cuts[-1]]
-            large = (count + 1) * length > TOKENS or read * self._lm.vocab_size > LOGITS
+            large = (count + 1) * length > self._tokens or read * self._lm.vocab_size > LOGITS
             if unlike or (count and large):
                 cuts.append(i)
                 read = answers[i]
@@ -92,6 +94,13 @@ class Rows:
         """The rows, and where each of their answers' tokens has its reference; -1 for none."""
         group = group.to(self._place.device)
         return self._batch.pick(group), self._place[self._batch.answers_of(group)]
+
+
+def tokens_at_once(lm: LanguageModel) -> int:
+    """How many tokens a run with gradients may hold: a block leaves some ten vectors of the stream's width
+    and four of the FFN's a token."""
+    token = lm.n_layers * (10 * lm.d_model + 4 * lm.n_neurons) * lm.dtype.itemsize
+    return max(1, min(TOKENS, ROOM // token))
 
 
 def _classes(lengths: Int[Tensor, " rows"], kept: Bool[Tensor, " rows"]) -> Int[Tensor, " rows"]:

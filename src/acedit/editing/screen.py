@@ -24,8 +24,9 @@ import torch
 
 from acedit.attribution.plan import LONGEST, Plan, middle_of, why_middle
 from acedit.editing.batch import Batch, split
-from acedit.editing.edit import KEPT, believed, metric_of, own_answers, swept, text_of
+from acedit.editing.edit import KEPT, believed, own_answers, swept
 from acedit.editing.methods import method
+from acedit.editing.preserve import metric_of, text_of
 from acedit.editing.stages import Stage, Update, Writing, updates_in
 from acedit.editing.target import Targets, search
 from acedit.errors import UserError

@@ -12,7 +12,7 @@ multiple of ‖h‖, and each edit stops by itself, by its loss instead of at KL
 the unedited model goes on with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,11 +57,13 @@ def search(
     token: str,
     n_edits: int,
     settings: TargetSettings,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Targets:
     """Search δ for every edit at once, on the model as it stands.
 
     Rows of kind `keep` are held to the model's own distribution (KL, weight `kl`), the rest are pulled
-    to their answer (φ = 1; the paper's later drop to 0.1 is the stop of each edit here).
+    to their answer (φ = 1; the paper's later drop to 0.1 is the stop of each edit here). progress: told steps
+    done, and how many there are at most.
     """
     runs = _runs(lm, batches, layer, token, attention=settings.attention)
     norm = torch.zeros(n_edits, device=lm.device)
@@ -76,29 +78,31 @@ def search(
     adam = torch.optim.Adam([raw], lr=settings.lr)
     loss = torch.full((n_edits,), float("inf"), device=lm.device)
     moving = torch.ones_like(loss, dtype=torch.bool)
-    for _ in range(settings.steps + 1):
+
+    def counted(wanting: bool) -> Tensor:
+        return torch.cat([run.edit[run.wants == wanting] for run in runs]).bincount(minlength=n_edits)
+
+    wanted, kept = counted(True), counted(False)
+    for step in range(settings.steps + 1):
+        if progress is not None:
+            progress(step, settings.steps)
         delta = raw * scale
         limit = settings.clamp * norm[:, None]
         delta = delta * (limit / delta.norm(dim=-1, keepdim=True).clamp(min=1e-9)).clamp(max=1.0)
+        # No edit's δ is in another's rows, so each run goes backward by itself: one run's graph at a time.
+        leaf = delta.detach().requires_grad_(True)
         nll = torch.zeros(n_edits, device=lm.device)
-        keep = torch.zeros_like(nll)
-        wanted = torch.zeros_like(nll)
-        kept = torch.zeros_like(nll)
         for run in runs:
-            pull, hold = run.losses(delta)
-            wants = run.wants
-            nll = nll.index_add(0, run.edit[wants], pull[wants])
-            wanted = wanted.index_add(0, run.edit[wants], torch.ones_like(pull[wants]))
-            keep = keep.index_add(0, run.edit[~wants], hold[~wants])
-            kept = kept.index_add(0, run.edit[~wants], torch.ones_like(hold[~wants]))
-        each = nll / wanted.clamp(min=1)
-        loss = torch.where(moving, each.detach(), loss)
-        total = each + settings.kl * keep / kept.clamp(min=1)
+            pull, hold = run.losses(leaf)
+            nll = nll.index_add(0, run.edit[run.wants], pull.detach())
+            pulled = (pull / wanted[run.edit[run.wants]]).sum()
+            (pulled + settings.kl * (hold / kept[run.edit[~run.wants]]).sum()).backward()
+        loss = torch.where(moving, nll / wanted.clamp(min=1), loss)
         moving = loss > settings.stop
         if not bool(moving.any()):
             break
         adam.zero_grad()
-        (total * moving).sum().backward()
+        delta.backward(leaf.grad)
         before = raw.detach().clone()
         adam.step()
         with torch.no_grad():
@@ -128,8 +132,9 @@ def loss_with(
     count = torch.zeros_like(total)
     for run in _runs(lm, batches, layer, token, attention=False):
         nll, _ = run.losses(delta[None])
-        total = total.index_add(0, run.edit, nll)
-        count = count.index_add(0, run.edit, torch.ones_like(nll))
+        edit = run.edit[run.wants]
+        total = total.index_add(0, edit, nll)
+        count = count.index_add(0, edit, torch.ones_like(nll))
     return total / count
 
 
@@ -175,8 +180,9 @@ class _Run:
         self.suffix = Suffix(lm, batch.encoded, layer if attention else layer + 1, start=start)
         after = self.suffix if not attention else Suffix(lm, batch.encoded, layer + 1, start=start)
         self.at = after.hidden[self.rows, self.position].float()
+        self.pulled = self.wants[batch.answer_row]
         with torch.no_grad():
-            own = batch.at_answers(self.suffix.run(), start=start)
+            own = batch.at_answers(self.suffix.run(), start=start)[~self.pulled]
             self.reference = self.suffix.logits(own).log_softmax(-1)
 
     def _place(self, delta: Tensor, like: Tensor) -> Tensor:
@@ -185,15 +191,20 @@ class _Run:
         return added.index_put(where, delta[self.edit].to(like))
 
     def losses(self, delta: Float[Tensor, "parts n_edits d_model"]) -> tuple[Tensor, Tensor]:
-        """NLL of each row's answer and KL(edited ‖ unedited) there (Eq. 13), nats a token."""
+        """Of the rows that want it NLL of their answer, of the rest KL(edited ‖ unedited) there (Eq. 13);
+        nats a token."""
         if self.attention:
             final = self._run_with_attention(delta)
         else:
             hidden = self.suffix.hidden
             final = self.suffix.run(hidden + self._place(delta[0], hidden))
-        logits = self.suffix.logits(self.batch.at_answers(final, start=self.suffix.start))
-        hold = F.kl_div(self.reference, logits.log_softmax(-1), log_target=True, reduction="none")
-        return self.batch.nll(logits), self.batch.row_mean(hold.sum(-1))
+        said = self.suffix.logits(self.batch.at_answers(final, start=self.suffix.start)).log_softmax(-1)
+        token = F.nll_loss(said, self.batch.answer_ids, reduction="none")
+        if not bool(self.pulled.all()):
+            kl = F.kl_div(self.reference, said[~self.pulled], log_target=True, reduction="none").sum(-1)
+            token = token.index_put((~self.pulled,), kl)
+        each = self.batch.row_mean(token)
+        return each[self.wants], each[~self.wants]
 
     def _run_with_attention(self, delta: Tensor) -> Tensor:
         lm, layer = self.lm, self.layer

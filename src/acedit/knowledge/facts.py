@@ -11,9 +11,10 @@ the mend, and is a `UserError`.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,11 @@ from acedit.knowledge.files import line_rows, list_rows, read_utf8
 from acedit.knowledge.relations import Relation, held_out, mquake
 
 log = logging.getLogger("acedit")
+
+# Of an edit in the small form.
+_FIELDS = frozenset({"subject", "relation", "target", "old", "aliases", "prompt", "question", "paraphrases"})
+
+_ROUND = str.maketrans("{}", "()")
 
 Position = Literal["explicit", "middle", "implicit", "mixed"]
 
@@ -66,6 +72,11 @@ class Edit:
     def key(self) -> tuple[str, str]:
         """What the edit is about: subject and relation id."""
         return self.subject, self.relation.id
+
+    @property
+    def about(self) -> tuple[Hashable, ...]:
+        """What two edits with other targets contradict each other by: the key, and the sentence itself."""
+        return self.key, self.prompt.format(self.subject)
 
     @property
     def fact(self) -> Fact:
@@ -423,6 +434,9 @@ def _relations(path: str | Path, data: Any) -> dict[str, Relation]:
 
 def _small_edit(path: str | Path, field_name: str, row: Any, relations: Mapping[str, Relation]) -> Edit:
     at = _At(path, field_name, row)
+    for name in at.row.keys() - _FIELDS:
+        if meant := get_close_matches(name, sorted(_FIELDS), n=1, cutoff=0.8):
+            log.warning("%s: %s.%s is not read; did you mean %r?", path, field_name, name, meant[0])
     if "prompt" in at.row:
         prompt = at.template("prompt", at.text("prompt"))
         extra = at.templates("paraphrases")
@@ -463,10 +477,11 @@ def _changing(at: _At, name: str, edit: Edit) -> Edit:
 def distinct_edits(edits: Iterable[Edit]) -> list[Edit]:
     """The edits, one a fact, with the wordings of all that say it. Raises UserError where two contradict."""
     found: dict[tuple[str, str], Edit] = {}
-    said: dict[str, Edit] = {}
+    said: dict[Hashable, Edit] = {}
     for edit in edits:
-        sentence = edit.prompt.format(edit.subject)
-        for other in (found.setdefault(edit.key, edit), said.setdefault(sentence, edit)):
+        found.setdefault(edit.key, edit)
+        for about in edit.about:
+            other = said.setdefault(about, edit)
             if other.target != edit.target:
                 raise UserError(
                     f"edits contradict each other: {edit.subject!r} with {edit.relation.id!r} is to be "
@@ -477,6 +492,12 @@ def distinct_edits(edits: Iterable[Edit]) -> list[Edit]:
         if prompts != first.relation.prompts:
             found[edit.key] = replace(first, relation=replace(first.relation, prompts=prompts))
     return list(found.values())
+
+
+def _template(cloze: str, subject: str) -> str:
+    """`cloze` with {} for its subject; braces of its own become round ones."""
+    before, found, after = (part.translate(_ROUND) for part in cloze.partition(subject))
+    return f"{before}{{}}{after}" if found else before
 
 
 def _merged(path: str | Path, edits: Sequence[Edit]) -> list[Edit]:
@@ -610,7 +631,7 @@ class _Item:
                 relation = hop.wordings(triple[1])
             else:
                 relation = mquake().get(triple[1]) or Relation(
-                    triple[1], (one.cloze.replace(label[0], "{}", 1),), name=label[1]
+                    triple[1], (_template(one.cloze, label[0]),), name=label[1]
                 )
             facts.append(Fact(label[0], relation, label[2], one.aliases))
             said.append(one)

@@ -69,6 +69,8 @@ _ARCHITECTURE = (
 _PREFIX = 32  # tokens that have to be shared to be worth running once
 _STRIDE = 12  # new tokens between looks at which rows have ended
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that can be edited
+
 _PATCHES = "_acedit_patches"  # the attribute of a model that holds what is on it
 
 # What loading can raise on a user's input; anything else is a bug and keeps its trace.
@@ -201,7 +203,7 @@ class LanguageModel:
     context: int
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any):
-        """Wrap a loaded model. Raises `UserError` for an unknown family or offloaded weights."""
+        """Wrap a loaded model. Raises `UserError` for an unknown family, offloaded or quantised weights."""
         self.family = family_of(model.config)
         if any(p.device.type == "meta" for p in model.parameters()):
             away = [name for name, at in getattr(model, "hf_device_map", {}).items() if at in ("cpu", "disk")]
@@ -215,6 +217,13 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self._blocks = cast(nn.ModuleList, self._at(self.family.blocks))
         self.n_layers = len(self._blocks)
+        for layer in range(self.n_layers):
+            weight = getattr(self.down(layer), "weight", None)
+            if weight is None or weight.dtype not in _FLOATS:
+                raise UserError(
+                    f"layer {layer}'s down projection is quantised ({getattr(weight, 'dtype', 'packed')}): "
+                    "load the model in float32, bfloat16 or float16"
+                )
         self.n_neurons, self.d_model = self.subvalues(0).shape
         self.n_heads = int(model.config.num_attention_heads)
         self.head_dim = self._inputs_of(self.attention_out(0)) // self.n_heads
@@ -486,11 +495,11 @@ class LanguageModel:
         return None if cap is None else float(cap)
 
     def unembed(self, residual: Float[Tensor, "*pos d_model"]) -> Float[Tensor, "*pos vocab"]:
-        """Final norm, head and softcap of final residuals, float32 at least."""
+        """Final norm, head and softcap of final residuals: in the weights' dtype, then float32 at least."""
         return self._read(self.final_norm(residual.to(self.dtype)))
 
     def head_logits(self, normed: Float[Tensor, "*pos d_model"]) -> Float[Tensor, "*pos vocab"]:
-        """Head and softcap of what `run_backbone` returns, float32 at least."""
+        """Head and softcap of what `run_backbone` returns: in the weights' dtype, then float32 at least."""
         return self._read(normed)
 
     def _read(self, normed: Tensor) -> Tensor:
@@ -539,7 +548,8 @@ class LanguageModel:
                 )
             if len(row) > self.context:
                 raise UserError(
-                    f"a prompt has {len(row)} tokens, the model's context is {self.context}: {text[:60]!r}..."
+                    f"a prompt has {len(row)} tokens, the model's context is {self.context}: shorten "
+                    f"{text[:60]!r}..."
                 )
         return rows
 
@@ -726,11 +736,17 @@ class LanguageModel:
         stop: Sequence[str] | re.Pattern[str] = ("\n",),
         batch_size: int = 64,
         share: bool = True,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
-        """`greedy`, or what a `reader` makes of the prompts where one is on."""
+        """`greedy`, or what a `reader` makes of the prompts where one is on (it tells no progress)."""
         if self.reader is None:
             return self.greedy(
-                texts, max_new_tokens=max_new_tokens, stop=stop, batch_size=batch_size, share=share
+                texts,
+                max_new_tokens=max_new_tokens,
+                stop=stop,
+                batch_size=batch_size,
+                share=share,
+                progress=progress,
             )
         return self.reader.generate(
             self, texts, max_new_tokens=max_new_tokens, stop=stop, batch_size=batch_size
@@ -745,11 +761,13 @@ class LanguageModel:
         stop: Sequence[str] | re.Pattern[str] = ("\n",),
         batch_size: int = 64,
         share: bool = True,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
         """Greedy continuations, without the prompts, cut before the first stop or EOS.
 
         stop: strings, or one pattern, which sees the whole new text; its group, if it has one, is where
         the text is cut. share: run what all prompts start with once, and keep its keys and values.
+        progress: told prompts answered, and in all.
 
         Raises `UserError` as `encode` does; a prompt that fills the context gets fewer new tokens.
         """
@@ -765,12 +783,16 @@ class LanguageModel:
             room = min(max_new_tokens, self.context - len(rows[i]))
             groups.setdefault(room, []).append(i)
         prefix = self._shared_prefix(rows) if share else None
+        answered = 0
         for room, group in groups.items():
             for at in range(0, len(group), batch_size):
                 picked = group[at : at + batch_size]
                 texts_of = self._generate([rows[i] for i in picked], room, pattern, prefix)
                 for i, text in zip(picked, texts_of, strict=True):
                     done[i] = text
+                answered += len(picked)
+                if progress is not None:
+                    progress(answered, len(rows))
         return done
 
     def _shared_prefix(self, rows: Sequence[Sequence[int]]) -> "_Prefix | None":

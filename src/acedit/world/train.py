@@ -368,6 +368,7 @@ def train(
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} is not there: {first_line(error)}") from error
     out.mkdir(parents=True, exist_ok=True)
+    _refuse_other(out, settings)
     world = build_world()
     corpus = Corpus(world, settings.seed, settings.strangers)
     tokenizer = _tokenizer(out, world, corpus, settings)
@@ -437,6 +438,27 @@ def _as_it_is(step: Step) -> Step:
     return step
 
 
+def _refuse_other(out: Path, settings: Settings) -> None:
+    """Raises UserError for a folder that holds a run of other settings: its tokenizer is of those."""
+    from safetensors import SafetensorError, safe_open
+
+    path = out / "resume.safetensors"
+    if not path.exists():
+        return
+    try:
+        with safe_open(path, "pt") as f:
+            before = json.loads(f.metadata()["settings"])
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: is cut short or altered ({error}); remove it to start anew") from None
+    now = json.loads(json.dumps(asdict(settings)))
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{out}: holds a run with {name} {before.get(name)}, not {now.get(name)}; "
+                "choose another --out, or remove its resume.safetensors"
+            )
+
+
 def _tokenizer(out: Path, world: World, corpus: Corpus, settings: Settings) -> PreTrainedTokenizerFast:
     """The tokenizer an interrupted run left, or one trained on a sample of the texts to come."""
     if (out / "resume.safetensors").exists() and (out / "tokenizer.json").exists():
@@ -490,8 +512,6 @@ def _resume(
         return 0
     with safe_open(path, "pt") as f:
         metadata = f.metadata()
-    if json.loads(metadata["settings"]) != asdict(settings):
-        return 0
     tensors = load_file(path)
     with torch.no_grad():
         for name, p in model.named_parameters():

@@ -24,7 +24,8 @@ class Method:
     the other. lam: λ of Eq. 11, on C = E[k kᵀ] of the text, as a multiple of N: kᵀ C⁻¹ k grows with N, so
     the paper's 6000 for GPT-J's N = 16,384 is 0.37·N. known: weight on the mean outer product of the keys
     of known facts at edited positions. ridge: on the identity, in multiples of a key's mean squared length
-    over N. prefixes: how many sampled contexts each single-hop prompt is repeated behind (MEMIT). essence:
+    over N. prefixes: behind how many short contexts of the model's own each single-hop prompt is
+    repeated (MEMIT; greedy here, from fixed words, at most six). essence:
     v* is held to what the model says of "SUBJECT is a" (the KL of Eq. 13). form: the closed form, "ridge"
     (Eq. 12), "equality" (ROME, EMMET) or "null" (AlphaEdit), see `solve`. polished: prompts the gradient
     steps pull.
