@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from acedit.benchmark.evaluate import merged_edits, shared_plan
 from acedit.benchmark.leak import LeakError, check, scored_texts, starts
 from acedit.benchmark.ripple import Query, RippleCase, RippleTest
 from acedit.editing.methods import method
-from acedit.knowledge.compose import Composer, Prompt, holds
+from acedit.knowledge.compose import Composer, Prompt, Wordings
 from acedit.knowledge.facts import Case, Edit, Fact, cases_from
 from acedit.knowledge.relations import mquake
 from acedit.world.cases import make_cases
@@ -52,12 +54,25 @@ def test_real_cases_keep_the_rule(known: list[Fact]) -> None:
 
 def test_a_wording_is_held_from_the_start_of_a_sentence_on() -> None:
     wording = "Who leads Peru?"
+    barred = Wordings([wording, "Fate of the Furious follows", "Fate follows", ""])
     for text in (wording, f"Question: {wording}\nAnswer:", f"So it is. {wording}", f"Aha\n{wording}"):
-        assert holds(text, wording)
-    assert not holds("The Fate of the Furious follows", "Fate of the Furious follows")
-    assert not holds("Tell me who leads Peru.", wording)
-    assert holds("A Fate follows. Fate follows", "Fate follows")
-    assert not holds("anything", "")
+        assert barred.said_in(text) == wording
+    assert barred.said_in("A Fate follows. Fate follows") == "Fate follows"
+    for text in ("The Fate of the Furious follows", "Tell me who leads Peru.", "anything", ""):
+        assert barred.said_in(text) is None
+
+
+@given(st.text("ab .?\n", max_size=20), st.lists(st.text("ab .?", max_size=4), max_size=4))
+def test_wordings_are_found_as_by_looking_for_each(text: str, wordings: list[str]) -> None:
+    """Behind nothing, or behind the end of a sentence and spaces."""
+
+    def said(wording: str) -> bool:
+        starts = [at for at in range(len(text)) if text.startswith(wording, at)]
+        return any(not (before := text[:at].rstrip(" ")) or before[-1] in ".:?!\n" for at in starts)
+
+    expected = {wording for wording in wordings if wording and said(wording)}
+    found = Wordings(wordings).said_in(text)
+    assert (found in expected) if expected else found is None
 
 
 def test_whoever_a_ripple_test_names_starts_no_prompt() -> None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TypedDict
 
 from acedit.benchmark.ripple import RippleCase
-from acedit.knowledge.compose import Prompt, holds
+from acedit.knowledge.compose import Prompt, Wordings
 from acedit.knowledge.facts import Case, Fact
 
 
@@ -86,11 +86,10 @@ def clear_of(cases: Sequence[Case | RippleCase], known: Sequence[Fact]) -> Clear
 
 def check(prompts: Sequence[Prompt], cases: Sequence[Case | RippleCase]) -> None:
     """Raises LeakError for the first prompt that breaks the rule."""
-    scored, first, tests = scored_texts(cases), starts(cases), _tests(cases)
+    scored, first, tests = Wordings(scored_texts(cases)), starts(cases), _tests(cases)
     for prompt in prompts:
-        for text in scored:
-            if holds(prompt.whole, text):
-                raise LeakError(f"the prompt {prompt.whole!r} holds the scored wording {text!r}")
+        if text := scored.said_in(prompt.whole):
+            raise LeakError(f"the prompt {prompt.whole!r} holds the scored wording {text!r}")
         if prompt.kind not in ("lead", "middle", "replay"):
             continue
         if prompt.subject in first or _named(prompt.subject, tests):

@@ -46,12 +46,13 @@ def covariances(
     window_tokens: int = WINDOW_TOKENS,
     batch_windows: int = 32,
     cache_dir: Path | None = None,
+    keeping: bool = True,
     progress: Progress | None = None,
 ) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
     """C of each layer over the first `windows` windows of at most `window_tokens` tokens.
 
-    cache_dir: where results are kept; None takes `default_cache()`. progress: told windows done and in
-    all. Raises UserError for texts without tokens.
+    cache_dir: where results are kept; None takes `default_cache()`. keeping: put there what was not yet.
+    progress: told windows done and in all. Raises UserError for texts without tokens.
     """
     rows = _windows(lm, texts, windows, window_tokens)
     if not rows:
@@ -64,7 +65,8 @@ def covariances(
         with patches_off(lm):
             made = _sums(lm, rows, missing, batch_windows, progress)
         for layer, c in made.items():
-            keep(_file(folder, key, layer), {"c": c})
+            if keeping:
+                keep(_file(folder, key, layer), {"c": c})
             found[layer] = c
     return {layer: c for layer, c in found.items() if c is not None}
 
@@ -82,7 +84,7 @@ def inverse_roots(
 ) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
     """Of each layer a T with T P Tᵀ in proportion to I, its mean diagonal 1: a root of P⁻¹, P = C + ridge.
 
-    C's own, which are symmetric, are kept on disk beside C under the same key. ridge: in multiples of
+    C's own, which are symmetric, are kept on disk in C's place, under its key. ridge: in multiples of
     tr(C)/N. beside: of each layer keys whose second moment, scaled to C's trace, is added to P `weight` times
     (`solve.root_beside`). progress: told what takes long, with what is left of it.
     """
@@ -96,11 +98,12 @@ def inverse_roots(
     ]
     if missing:
         read = Countdown(tell, TEXT_READ)
-        cs = covariances(lm, texts, missing, cache_dir=cache_dir, progress=read)
+        cs = covariances(lm, texts, missing, cache_dir=cache_dir, keeping=False, progress=read)
         rooted = Countdown(tell, "layers' inverse roots, once a model and text")
         for n, layer in enumerate(missing, start=1):
-            root = inverse_root(cs[layer].to(lm.down_weight(layer).device), ridge).cpu()
-            found[layer] = made = {"root": root, "trace": cs[layer].trace()[None]}
+            c = cs.pop(layer)
+            root = inverse_root(c.to(lm.down_weight(layer).device), ridge).cpu()
+            found[layer] = made = {"root": root, "trace": c.trace()[None]}
             keep(paths[layer], made)
             rooted(n, len(missing))
     roots = {}

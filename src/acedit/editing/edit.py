@@ -35,7 +35,7 @@ from acedit.editing.solve import Metric
 from acedit.editing.stages import Stage, Update, Writing, sweep, updates_in
 from acedit.editing.target import search
 from acedit.errors import UserError
-from acedit.knowledge.compose import Composer, Prompt, asked_thoughts, holds
+from acedit.knowledge.compose import Composer, Prompt, Wordings, asked_thoughts
 from acedit.knowledge.facts import Edit, Fact, distinct_edits
 from acedit.lm.model import LanguageModel
 from acedit.waiting import Countdown
@@ -314,7 +314,8 @@ def _write(
 def _essence(lm: LanguageModel, edits: Sequence[Edit], avoid: Collection[str]) -> list[Prompt]:
     """What the model says a subject is (Eq. 13's KL holds it), but for what holds a text of `avoid`."""
     about = [Prompt("{} is a", one.subject, "", "keep", i) for i, one in enumerate(edits)]
-    return [p for p in own_answers(lm, about) if not any(holds(p.whole, text) for text in avoid)]
+    barred = Wordings(avoid)
+    return [p for p in own_answers(lm, about) if not barred.said_in(p.whole)]
 
 
 def own_answers(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:

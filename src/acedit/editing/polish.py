@@ -25,6 +25,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from acedit.attribution.layers import spaced
+from acedit.editing.batch import split
+from acedit.editing.keys import edited_keys
 from acedit.editing.rows import Rows
 from acedit.editing.stages import Update, replacing
 from acedit.knowledge.compose import Prompt
@@ -48,7 +51,9 @@ class Polish:
 
     space: "weights" moves Δ freely, "whitened" moves Z in Δ = Δ₀ + Z·P^(-1/2), so that steps are small
     along keys that are to be preserved, "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
-    α = 2·rank). narrow: at the end Δ (in that space) is cut to this rank, and both its factors take
+    α = 2·rank). columns: a whitened update that would be wider than this, as a real model's is, moves as two
+    factors of so many columns, which start as the directions that the edit's own keys use most; 0 leaves it
+    whole. narrow: at the end Δ (in that space) is cut to this rank, and both its factors take
     `NARROWING` as many steps again; 0 leaves it whole. near: weight in P of the keys of kin (other subjects
     that are held), against the text's; 0 leaves P to the text. lr is Adam's. replay: weight of the KL (nats a
     token) from the unedited model on what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the
@@ -68,6 +73,7 @@ class Polish:
     lr: float = 1e-3
     space: Literal["weights", "whitened", "low_rank"] = "weights"
     rank: int = 8
+    columns: int = 0
     narrow: int = 0
     near: float = 0.0
     replay: float = 1.0
@@ -94,7 +100,7 @@ def polish(
     """Adam on the updates: NLL of the edit's prompts, `told`, plus KL on `kept` ones (nats a token).
 
     What moves lies on its layer's device, and so do Adam's moments of it: some six times a layer's down
-    projection in float32, and N² numbers more in the whitened space.
+    projection in float32, twice of one that moves as factors, and N² numbers more in the whitened space.
     Returns new updates; weights are never touched. An update comes back as (Δ, I) or (I, Δ), whichever is
     smaller, of a lower rank as its factors (those of the "low_rank" space start anew: `updates` give the
     layers alone).
@@ -110,7 +116,7 @@ def polish(
         steps = max(LEAST, round(settings.passes * len(rows) / count))
     settings = replace(settings, rows=count)
     generator = torch.Generator().manual_seed(seed)
-    moving = [_movable(lm, update, settings, whiten, generator) for update in updates]
+    moving = _movable(lm, updates, told, settings, whiten, generator)
     _descend(lm, rows, moving, settings, steps, generator, progress)
     if settings.narrow:
         moving = [one.narrowed(settings.narrow) for one in moving]
@@ -297,9 +303,7 @@ class _Free(_Moving):
             moved = moved + (
                 self._fixed if white is None else torch.linalg.solve(white, self._fixed, left=False)
             )
-        left, size, right = torch.linalg.svd(moved, full_matrices=False)
-        root = size[:rank].sqrt()
-        return _Factors(self.layer, left[:, :rank] * root, root[:, None] * right[:rank], self._white)
+        return _Factors.cut(self.layer, moved, rank, self._white)
 
 
 class _Factors(_Moving):
@@ -312,6 +316,25 @@ class _Factors(_Moving):
         self._left, self._right = left.requires_grad_(True), right.requires_grad_(True)
         self._white, self._gain = white, gain
         self.leaves = (self._left, self._right)
+
+    @classmethod
+    def cut(cls, layer: int, moved: Tensor, rank: int, white: Tensor | None) -> "_Factors":
+        """The nearest of `rank` to what moved."""
+        left, size, right = torch.linalg.svd(moved, full_matrices=False)
+        root = size[:rank].sqrt()
+        return cls(layer, left[:, :rank] * root, root[:, None] * right[:rank], white)
+
+    @classmethod
+    def along(
+        cls, layer: int, d_model: int, keys: Float[Tensor, "keys n_neurons"], white: Tensor, columns: int
+    ) -> "_Factors":
+        """B zero, A the directions that the keys use most in the whitened space; scaled so that a step of
+        Adam moves an entry of Z as far as it would one of a whole Z."""
+        seen = keys @ white.T
+        _, _, directions = torch.linalg.svd(seen, full_matrices=False)
+        right = seen.shape[1] ** 0.5 * directions[:columns]
+        left = torch.zeros(d_model, len(right), device=right.device)
+        return cls(layer, left, right.contiguous(), white, gain=len(right) ** -0.5)
 
     @classmethod
     def drawn(cls, update: Update, rank: int, generator: torch.Generator) -> "_Factors":
@@ -335,29 +358,53 @@ class _Factors(_Moving):
         left, right = self._factors()
         return Update(self.layer, left.detach(), right.detach())
 
+    @torch.no_grad()
     def narrowed(self, rank: int) -> "_Factors":
-        return self
+        if rank >= self._left.shape[1]:
+            return self
+        moved = self._gain * self._left.detach() @ self._right.detach()
+        return _Factors.cut(self.layer, moved, rank, self._white)
 
 
 def _movable(
     lm: LanguageModel,
-    update: Update,
+    updates: Sequence[Update],
+    told: Sequence[Prompt],
     settings: Polish,
     whiten: Mapping[int, Tensor] | None,
     generator: torch.Generator,
-) -> _Moving:
-    device = lm.down_weight(update.layer).device
-    update = Update(update.layer, update.left.to(device), update.right.to(device))
-    if settings.space == "low_rank":
-        return _Factors.drawn(update, settings.rank, generator)
-    if settings.space == "weights":
-        if not settings.limit:
-            return _Free(update, None)
-        size = lm.down_weight(update.layer).detach().float().square().mean().sqrt()
-        return _Free(update, None, settings.limit * float(size))
-    if whiten is None:
+) -> list[_Moving]:
+    """What moves, one a layer, on the layers' devices."""
+    if settings.space == "whitened" and whiten is None:
         raise ValueError("polishing in whitened space needs P^(-1/2) for every layer")
-    return _Free(update, whiten[update.layer])
+    keys: Mapping[int, Tensor] = {}
+    if settings.space == "whitened" and 0 < settings.columns < min(lm.d_model, lm.n_neurons):
+        some = spaced(told, 2 * settings.columns)  # two keys each
+        keys = edited_keys(lm, split(lm, some), [update.layer for update in updates])
+    moving: list[_Moving] = []
+    for one in updates:
+        device = lm.down_weight(one.layer).device
+        update = Update(one.layer, one.left.to(device), one.right.to(device))
+        if settings.space == "low_rank":
+            moving.append(_Factors.drawn(update, settings.rank, generator))
+        elif settings.space == "weights":
+            size = (
+                lm.down_weight(one.layer).detach().float().square().mean().sqrt() if settings.limit else 0.0
+            )
+            moving.append(_Free(update, None, settings.limit * float(size)))
+        else:
+            assert whiten is not None
+            white = whiten[one.layer]
+            if keys:
+                moving.append(_Factors.along(one.layer, lm.d_model, keys[one.layer], white, settings.columns))
+            else:
+                moving.append(_Free(update, white))
+    return moving
+
+
+def _size(weight: Tensor) -> float:
+    """Root mean square."""
+    return float(weight.detach().float().square().mean().sqrt())
 
 
 @contextmanager

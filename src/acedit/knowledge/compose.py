@@ -22,6 +22,7 @@ is all asked, unless `Amounts.left_out` keeps a share of it for measuring the sa
 
 import hashlib
 import random
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from acedit.knowledge.facts import Edit, Fact
 from acedit.knowledge.relations import Relation
 
 T = TypeVar("T")
+
+_STARTS = re.compile(r"(?:\A|(?<=[.:?!\n])) *")
 
 PATHS = 64  # ways in of each length that are gone on with
 FRAMES = ("Tell me {}.", "Can you name {}?", "{}:", "{} is called")  # around a noun phrase, to ask for it
@@ -81,15 +84,26 @@ def left_out(subject: str, relation: str, share: float) -> bool:
     return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
-def holds(text: str, wording: str) -> bool:
-    """Whether `text` says `wording` from the start of a sentence on."""
-    at = text.find(wording)
-    while wording and at >= 0:
-        before = text[:at].rstrip(" ")
-        if not before or before[-1] in ".:?!\n":
-            return True
-        at = text.find(wording, at + 1)
-    return False
+class Wordings:
+    """Texts that are looked for at the starts of sentences, all of them at once.
+
+    A text is said where it stands at the beginning, or behind the end of a sentence and its spaces.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._of_length: dict[int, set[str]] = defaultdict(set)
+        for text in texts:
+            if text:
+                self._of_length[len(text)].add(text)
+
+    def said_in(self, text: str) -> str | None:
+        """One of them that `text` says, None where it says none."""
+        for start in _STARTS.finditer(text):
+            for at in range(start.start(), start.end() + 1):
+                for length, some in self._of_length.items():
+                    if (found := text[at : at + length]) in some:
+                        return found
+        return None
 
 
 def objects_of(facts: Iterable[Fact]) -> dict[str, list[str]]:
@@ -190,7 +204,7 @@ class Composer:
         self.edits = tuple(edits)
         self.amounts = amounts or Amounts()
         self._exclude = frozenset(exclude)
-        self._avoid = frozenset(avoid)
+        self._avoid = Wordings(avoid)
         self._seed = seed
         self._edited = {edit.key: edit for edit in edits}
         facts = [fact for fact in known if fact.key not in self._edited]
@@ -222,7 +236,7 @@ class Composer:
             ):
                 made.extend(dict.fromkeys(part(i, edit, rng)))
         made.extend(dict.fromkeys(self._replay(random.Random(f"{self._seed}/replay"))))
-        return [p for p in made if not any(holds(p.whole, text) for text in self._avoid)]
+        return [p for p in made if not self._avoid.said_in(p.whole)]
 
     def _single(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         for template in edit.relation.prompts:

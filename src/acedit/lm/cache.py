@@ -43,11 +43,11 @@ def kept(path: Path, *, of: str | None = None) -> dict[str, Tensor] | None:
 
 
 def keep(path: Path, tensors: Mapping[str, Tensor], *, of: str | None = None) -> None:
-    """`save_tensors`, but does nothing where it cannot."""
+    """`save_tensors`, or a notice where it cannot: what is not kept is made again each time."""
     try:
         save_tensors(path, tensors, None if of is None else {"of": of})
-    except OSError:
-        return
+    except OSError as error:
+        log.warning("%s cannot be kept (%s): it will be made again each time", path.parent, error.strerror)
 
 
 def kept_or_made(
