@@ -9,7 +9,9 @@ import pytest
 
 from acedit.attribution.plan import Plan
 from acedit.benchmark import evaluate, runner, tables
+from acedit.benchmark.layouts import markdown
 from acedit.benchmark.leak import LeakError
+from acedit.benchmark.rows import load as rows_in
 from acedit.benchmark.runner import Job, items_of, run
 from acedit.benchmark.store import Store
 from acedit.editing.methods import Method, method
@@ -74,7 +76,7 @@ def test_a_preset_is_for_its_own_model(
 
 def printed(folder: Path) -> str:
     """Every table of a run, without costs."""
-    return "".join(map(tables.markdown, tables.all_tables(tables.load(Store.read(folder))).values()))
+    return "".join(map(markdown, tables.all_tables(rows_in(Store.read(folder))).values()))
 
 
 def test_every_answer_is_kept(whole: Path, cases: list[Case], lm: LanguageModel) -> None:
@@ -287,11 +289,11 @@ def test_the_same_cases_are_edited_by_several_numbers_at_once(
     """As runs of their own would be, in one table; as many at once as there are is all of them."""
     ways = {"lm": lm, "methods": [method("memit")]}
     run(job, cases, folder=tmp_path / "all", at_once=[2, 3, None], **ways)  # type: ignore[arg-type]
-    rows = tables.load(Store.read(tmp_path / "all"))
+    rows = rows_in(Store.read(tmp_path / "all"))
     assert rows.at_once == (2, 3)
     assert [outcome.facts for _, outcome in rows.units] == [2, 1, 3]
     run(job, cases, folder=tmp_path / "two", at_once=2, **ways)  # type: ignore[arg-type]
-    alone = tables.load(Store.read(tmp_path / "two"))
+    alone = rows_in(Store.read(tmp_path / "two"))
     assert rows.at(2).of("memit") == alone.of("memit")
     found = tables.all_tables(rows)
     assert found["table3"] == tables.all_tables(alone)["table3"]
@@ -312,7 +314,7 @@ def test_strict_asks_the_same_cases_of_every_number_at_once(
         job, [*cases, against], [method("base")],
         folder=tmp_path, at_once=[1, 2], strict=True, lm=lm, say=said.append,
     )  # fmt: skip
-    rows = tables.load(Store.read(tmp_path))
+    rows = rows_in(Store.read(tmp_path))
     asked = [{case for unit, _ in rows.at(n).units for case in unit.cases} for n in (1, 2)]
     assert asked[0] == asked[1] == set(rows.cases)
     assert f"--strict leaves out {4 - len(asked[0])} of 4 cases" in said
@@ -322,7 +324,7 @@ def test_edits_in_sequence_stay_in(job: Job, cases: list[Case], lm: LanguageMode
     before = [lm.down_weight(layer).clone() for layer in range(lm.n_layers)]
     report = run(job, cases, [method("memit")], folder=tmp_path, lm=lm, sequence=[1, 3])
     assert report.failed == []
-    rows = tables.load(Store.read(tmp_path))
+    rows = rows_in(Store.read(tmp_path))
     assert rows.steps == [1, 3]
     facts = [outcome.facts for _, outcome in rows.units]
     assert facts == [1, 3]
@@ -337,7 +339,7 @@ def test_a_sequence_asks_after_its_own_cases_alone(
 ) -> None:
     said: list[str] = []
     run(job, cases, [method("base")], folder=tmp_path, lm=lm, sequence=[1, 2], say=said.append)
-    rows = tables.load(Store.read(tmp_path))
+    rows = rows_in(Store.read(tmp_path))
     assert set(rows.cases) == {r.case for r in rows.of("base")} | {cases[0].id, cases[1].id}
     assert len(rows.cases) == 2
     assert "the sequence is of the first 2 cases that do not contradict" in said

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from acedit.benchmark import tables
+from acedit.benchmark.layouts import Table, html, latex, markdown
+from acedit.benchmark.paired import comparison, paired, paired_mean
+from acedit.benchmark.rows import Rows, joined, load
 from acedit.benchmark.score import Record
 from acedit.benchmark.store import Outcome, Store, Unit
-from acedit.benchmark.tables import Rows
 from acedit.errors import UserError
 
 
@@ -105,13 +107,13 @@ def test_fluency_is_a_ratio_to_the_unedited_model() -> None:
 
 def test_a_paired_difference_is_over_shared_cases_that_pass() -> None:
     ours, theirs = asked("cot", "1110", "1111"), asked("cot", "1000", "1110")
-    row = tables.paired(ours, theirs)
+    row = paired(ours, theirs)
     assert row["n"] == 3
     assert row["value"] == pytest.approx(2 / 3)
     assert row["low"] >= 0 and row["high"] <= 1
-    same = tables.paired(ours, ours)
+    same = paired(ours, ours)
     assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
-    assert tables.paired(ours, [])["n"] == 0
+    assert paired(ours, [])["n"] == 0
 
 
 def test_a_paired_mean_is_the_mean_of_paired_differences() -> None:
@@ -119,15 +121,15 @@ def test_a_paired_mean_is_the_mean_of_paired_differences() -> None:
         (asked("efficacy", "1111"), asked("efficacy", "1100")),
         (asked("paraphrase", "1010"), asked("paraphrase", "1010")),
     ]
-    row = tables.paired_mean(parts)
-    assert row["value"] == pytest.approx(sum(tables.paired(*part)["value"] for part in parts) / 2)
+    row = paired_mean(parts)
+    assert row["value"] == pytest.approx(sum(paired(*part)["value"] for part in parts) / 2)
     assert 0 <= row["low"] < row["value"] < row["high"] <= 0.5
-    assert tables.paired_mean([parts[0], (parts[1][0], [])])["n"] == 0
+    assert paired_mean([parts[0], (parts[1][0], [])])["n"] == 0
 
 
 def test_a_comparison_is_paired_by_number_of_edits_too() -> None:
     made = rows(ace=ACE, pmet=SKIPPED)
-    table = tables.comparison("A", {"x": made.of("ace")}, {"x": made.of("pmet")}, made.cases)
+    table = comparison("A", {"x": made.of("ace")}, {"x": made.of("pmet")}, made.cases)
     (cells,) = (dict(zip(table.head, row, strict=True)) for row in table.rows)
     assert cells["efficacy"].startswith("+50.0")
     assert cells["subset"].startswith("+33.3")
@@ -144,10 +146,10 @@ def test_tables_say_how_many_facts_are_in_at_once() -> None:
 
 
 def test_every_form_holds_every_cell_escaped() -> None:
-    table = tables.Table("A & B (%)", ("editor", "x_1"), (("<ace>", "1 | 2 ↓"),), ("50% & more",))
-    assert "| <ace> | 1 \\| 2 ↓ |" in tables.markdown(table)
-    assert "&lt;ace&gt;" in tables.html(table)
-    tex = tables.latex(table)
+    table = Table("A & B (%)", ("editor", "x_1"), (("<ace>", "1 | 2 ↓"),), ("50% & more",))
+    assert "| <ace> | 1 \\| 2 ↓ |" in markdown(table)
+    assert "&lt;ace&gt;" in html(table)
+    tex = latex(table)
     assert r"A \& B (\%)" in tex and r"x\_1" in tex and r"$\downarrow$" in tex
 
 
@@ -158,22 +160,22 @@ def test_the_papers_values_are_whole() -> None:
 
 
 def test_runs_of_other_methods_make_one_table() -> None:
-    both = tables.joined({"a": rows(pmet=SKIPPED), "b": rows(ace=ACE)})
+    both = joined({"a": rows(pmet=SKIPPED), "b": rows(ace=ACE)})
     whole = rows(pmet=SKIPPED, ace=ACE)
     assert tables.all_tables(both) == tables.all_tables(whole)
-    assert tables.joined({"a": whole}) == whole
+    assert joined({"a": whole}) == whole
     with pytest.raises(UserError, match="a and b both hold 'ace'"):
-        tables.joined({"a": rows(ace=ACE), "b": rows(ace=ACE)})
+        joined({"a": rows(ace=ACE), "b": rows(ace=ACE)})
     fewer = {id: case for id, case in whole.cases.items() if id != "d"}
     with pytest.raises(UserError, match="a and b are not of the same cases"):
-        tables.joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), cases=fewer)})
+        joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), cases=fewer)})
     with pytest.raises(UserError, match="not of the same model"):
-        tables.joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), fingerprint="another")})
+        joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), fingerprint="another")})
     with pytest.raises(UserError, match="not of the same seed"):
-        tables.joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), seed=1)})
+        joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), seed=1)})
     units = tuple((replace(unit, at_once=4), o) for unit, o in rows(ace=ACE).units)
     with pytest.raises(UserError, match="not of the same number of cases at once"):
-        tables.joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), units=units)})
+        joined({"a": rows(pmet=SKIPPED), "b": replace(rows(ace=ACE), units=units)})
 
 
 def test_failures_alike_are_one_note(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_failures_alike_are_one_note(tmp_path: Path) -> None:
         store.set_meta({"plan": [unit.key for unit in units]})
         for unit, error in zip(units, ("no gold", "no gold", "no room", "no gold"), strict=True):
             store.add(unit, Outcome(unit.key, error=error))
-    assert tables.load(Store.read(tmp_path)).notes == (
+    assert load(Store.read(tmp_path)).notes == (
         "failed: kn on case c0 and 2 more: no gold",
         "failed: kn on case c2: no room",
     )
@@ -190,10 +192,10 @@ def test_failures_alike_are_one_note(tmp_path: Path) -> None:
 
 def test_runs_of_other_settings_make_no_table_together() -> None:
     one, two = rows(ace=ACE), rows(memit=ACE)
-    older = tables.joined({"a": one, "b": replace(two, settings={"preset": "gpt-j"})})
+    older = joined({"a": one, "b": replace(two, settings={"preset": "gpt-j"})})
     assert older.methods == ("ace", "memit")
     settings = {"preset": "", "cot": True}
     with pytest.raises(UserError, match="a and b are not of the same preset"):
-        tables.joined(
+        joined(
             {"a": replace(one, settings=settings), "b": replace(two, settings=settings | {"preset": "gpt-j"})}
         )

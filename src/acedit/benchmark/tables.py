@@ -1,7 +1,7 @@
 """Tables 2, 3 and 4 of the paper from a run's store, its values beside ours, and tables of our own.
 
     rows = load(Store.read("runs/a"))
-    print(markdown(table2(rows)))               # or latex(...), html(...)
+    print(markdown(table2(rows)))               # `layouts`: or latex(...), html(...)
 
 Table 2 is accuracy under the few-shot chain-of-thought prompt over the paper's subset (B.1), by number of
 edits; its average is over all cases, not over the columns (the paper's is not its columns' mean either).
@@ -11,21 +11,16 @@ ours carries its 95% interval and n. Values of the paper are as it prints them (
 Footgun: seconds are in `costs` alone; all other tables of a run are the same however often it was killed.
 """
 
-import html as html_text
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from acedit.benchmark.layouts import Table
 from acedit.benchmark.ripple import AXES
+from acedit.benchmark.rows import SPECIFICITY, Rows, picked
 from acedit.benchmark.score import Record, summarise
-from acedit.benchmark.store import Outcome, Store, Unit
 from acedit.editing.methods import methods
-from acedit.errors import UserError
 
 PAPER2: Mapping[str, tuple[str, ...]] = {
     "base": ("98.42 / 99.17", "99.7 / 99.81", "95.48 / 97.46", "97.51 / 98.14", "97.23 / 97.64"),
@@ -58,149 +53,11 @@ PAPER4: Mapping[tuple[int, int], tuple[str, str, str, str]] = {
 IN_PAPER = {"ace-paper": "ace", "ace-paper-hops": "ace"}
 """What the paper calls a method, where it is another name."""
 
-SPECIFICITY = ("specificity_subject", "specificity_relation")
 CURVES = (
     "efficacy", "paraphrase", *SPECIFICITY, "specificity_chain", "explicit", "middle", "implicit", "mixed",
     "direct", "cot", "subset", *dict.fromkeys(AXES.values()),
 )  # fmt: skip
 """What is shown of a sequence, as far as it was asked."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a run's units hold. cases: edits, hops and position by case id."""
-
-    methods: tuple[str, ...]
-    cases: Mapping[str, Mapping[str, Any]]
-    units: tuple[tuple[Unit, Outcome], ...]
-    records: Mapping[str, tuple[Record, ...]]  # by unit key
-    notes: tuple[str, ...] = ()
-    fingerprint: str = ""  # of the model
-    seed: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)  # beside these; none in older stores
-
-    @property
-    def at_once(self) -> tuple[int, ...]:
-        """How many cases are edited together, 0 (all of them) last."""
-        return tuple(sorted({unit.at_once for unit, _ in self.units}, key=lambda n: (n == 0, n)))
-
-    def at(self, number: int) -> "Rows":
-        """What was edited so many cases at once."""
-        return replace(self, units=tuple(pair for pair in self.units if pair[0].at_once == number))
-
-    @property
-    def fewest(self) -> "Rows":
-        """What was edited fewest cases at once: what the paper's tables are of."""
-        return self.at(self.at_once[0]) if len(self.at_once) > 1 else self
-
-    @property
-    def together(self) -> str:
-        """The same in words, for a table beside the paper's values."""
-        facts = [outcome.facts for _, outcome in self.units if outcome.facts]
-        if self.at_once in ((), (1,)) or not facts:
-            return "each case edited by itself, as in the paper"
-        counts = " to ".join(map(str, sorted({min(facts), max(facts)})))
-        return f"{counts} facts are in the model at a time; the paper's tables have one case's"
-
-    def of(self, method: str, step: int | None = None) -> list[Record]:
-        """The records of a method, all units together, or those of one step of its sequence."""
-        return [
-            record
-            for unit, _ in self.units
-            if unit.method == method and (step is None or unit.step == step)
-            for record in self.records[unit.key]
-        ]
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps of a sequence, none for cases edited on their own."""
-        return sorted({unit.step for unit, _ in self.units if unit.step})
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table in words: the head, rows of cells, notes below."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = field(default=())
-
-
-def load(store: Store) -> Rows:
-    """The units of the store's plan that have a result, and what is missing as notes."""
-    tried = store.units()
-    units = tuple((unit, outcome) for unit, outcome in tried if outcome.error is None)
-    failed = [(unit, outcome) for unit, outcome in tried if outcome.error is not None]
-    missing = len(store.plan()) - len(tried)
-    notes = []
-    if missing:
-        notes.append(f"{missing} of {len(store.plan())} units are not run yet: run the same command again")
-    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for unit, outcome in failed:
-        alike[unit.method, str(outcome.error)].append(unit.cases[0])
-    for (method, error), cases in alike.items():
-        more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
-        notes.append(f"failed: {method} on case {cases[0]}{more}: {error}")
-    return Rows(
-        tuple(store.meta("methods") or ()),
-        store.meta("cases") or {},
-        units,
-        {unit.key: tuple(store.records([unit.key])) for unit, _ in units},
-        tuple(notes),
-        str(store.meta("fingerprint") or ""),
-        int(store.meta("seed") or 0),
-        store.meta("settings") or {},
-    )
-
-
-def joined(runs: Mapping[str, Rows]) -> Rows:
-    """Runs of other methods over the same cases as one, by the name each goes by.
-
-    Raises UserError where they are not of the same model, seed, cases, steps and cases at once, or a method
-    is in two of them.
-    """
-    (first, one), *others = runs.items()
-    for name, other in others:
-        differs = [
-            part
-            for part, ours, theirs in (
-                ("model", one.fingerprint, other.fingerprint),
-                ("seed", one.seed, other.seed),
-                ("cases", one.cases, other.cases),
-                ("steps", one.steps, other.steps),
-                ("number of cases at once", one.at_once, other.at_once),
-                *(
-                    (name, one.settings[name], other.settings[name])
-                    for name in one.settings
-                    if name in other.settings
-                ),
-            )
-            if ours != theirs
-        ]
-        if differs:
-            raise UserError(
-                f"{first} and {name} are not of the same {differs[0]}; they make no table together"
-            )
-    methods = [(method, name) for name, rows in runs.items() for method in rows.methods]
-    by_method: dict[str, str] = {}
-    for method, name in methods:
-        if by_method.setdefault(method, name) != name:
-            raise UserError(f"{by_method[method]} and {name} both hold {method!r}; give one of them")
-    every = runs.values()
-    return Rows(
-        tuple(method for method, _ in methods),
-        one.cases,
-        tuple(unit for rows in every for unit in rows.units),
-        {key: records for rows in every for key, records in rows.records.items()},
-        tuple(dict.fromkeys(note for rows in every for note in rows.notes)),
-        one.fingerprint,
-        one.seed,
-    )
-
-
-def _picked(records: Sequence[Record], metrics: Sequence[str]) -> list[Record]:
-    return [record for record in records if record.metric in metrics]
 
 
 def _share(records: Sequence[Record], seed: int = 0) -> dict[str, float]:
@@ -223,7 +80,7 @@ def table2(rows: Rows) -> Table:
     numbers = sorted({int(case["edits"]) for case in rows.cases.values()})
     body = []
     for method in rows.methods:
-        records = _picked(rows.of(method), ["subset"])
+        records = picked(rows.of(method), ["subset"])
         paper = PAPER2.get(IN_PAPER.get(method, method))
         cells = [cell(records)]
         for n in numbers:
@@ -251,7 +108,7 @@ def table3(rows: Rows) -> Table:
         if method == "base":
             continue
         records = rows.of(method)
-        each = [_picked(records, names) for names in (["efficacy"], ["paraphrase"], list(SPECIFICITY))]
+        each = [picked(records, names) for names in (["efficacy"], ["paraphrase"], list(SPECIFICITY))]
         values = [_share(some)["value"] for some in each]
         mean = f"{100 * sum(values) / 3:.1f}" if all(some for some in each) else "–"
         body.append((method, *map(cell, each), mean, *PAPER3.get(IN_PAPER.get(method, method), ("–",) * 3)))
@@ -276,14 +133,14 @@ def table4(rows: Rows) -> Table:
         if found is None or found[0] not in rows.methods:
             continue
         whole, query, value = found
-        ours = _picked(rows.of(method), ["subset"])
-        before, after = (_share(_picked(rows.of(m), ["subset"]))["value"] for m in (whole, method))
+        ours = picked(rows.of(method), ["subset"])
+        before, after = (_share(picked(rows.of(m), ["subset"]))["value"] for m in (whole, method))
         drop = f" (↓ {100 * (before - after) / before:.2f}%)" if before > 0 else ""
         cells = [cell(ours) + drop]
         for names in (["efficacy"], ["paraphrase"], list(SPECIFICITY)):
-            first, then = (_share(_picked(rows.of(m), names))["value"] for m in (whole, method))
+            first, then = (_share(picked(rows.of(m), names))["value"] for m in (whole, method))
             arrow = "↓" if then < first else "↑" if then > first else "="
-            cells.append(f"{cell(_picked(rows.of(method), names))} {arrow}")
+            cells.append(f"{cell(picked(rows.of(method), names))} {arrow}")
         skipped = f"{whole} without " + ", ".join(
             f"{name} #1" + (f"-{n}" if n > 1 else "") for name, n in (("query", query), ("value", value)) if n
         )
@@ -314,10 +171,10 @@ def positions(rows: Rows) -> Table:
     """Accuracy by where the edited fact stands, which the paper never prints."""
     columns = ["explicit", "middle", "implicit", "mixed", "direct", "cot"]
     notes = ["over cases whose hops, continuation and question the unedited model answers as asked"]
-    if any(_picked(rows.of(method), ["left_out"]) for method in rows.methods):
+    if any(picked(rows.of(method), ["left_out"]) for method in rows.methods):
         columns.append("left_out")
         notes.append("left_out: direct, where what follows from an edit is asked by no prompt of the edit")
-    body = [(method, *(cell(_picked(rows.of(method), [c])) for c in columns)) for method in rows.methods]
+    body = [(method, *(cell(picked(rows.of(method), [c])) for c in columns)) for method in rows.methods]
     return Table(
         "By position (%): direct answers by where the edit stands; all of them, direct and in thought",
         ("editor", *columns),
@@ -330,9 +187,9 @@ def probabilities(rows: Rows) -> Table:
     """Efficacy, paraphrase and specificity by probability: is the right object the likelier one?"""
     columns = ("efficacy_p", "paraphrase_p", "specificity_p")
     body = [
-        (method, *(cell(_picked(rows.of(method), [c])) for c in columns))
+        (method, *(cell(picked(rows.of(method), [c])) for c in columns))
         for method in rows.methods
-        if _picked(rows.of(method), columns)
+        if picked(rows.of(method), columns)
     ]
     return Table(
         "By probability (%): ES, PS, NS of Meng et al. 2022",
@@ -348,7 +205,7 @@ def whole_and_filtered(rows: Rows) -> Table:
     for method in rows.methods:
         cells = []
         for metric in ("direct", "cot", "subset"):
-            records = _picked(rows.of(method), [metric])
+            records = picked(rows.of(method), [metric])
             cells.append(cell([replace(r, right=r.mean) for r in records]))
             if metric != "subset":
                 cells.append(cell([replace(r, passed=True) for r in records]))
@@ -395,7 +252,7 @@ def ripple(rows: Rows) -> Table:
     """RippleEdits' axes."""
     columns = ("efficacy", *dict.fromkeys(AXES.values()))
     body = [
-        (method, *(cell(_picked(rows.of(method), [c])) for c in columns))
+        (method, *(cell(picked(rows.of(method), [c])) for c in columns))
         for method in rows.methods
         if method != "base"
     ]
@@ -445,7 +302,7 @@ def degradation(rows: Rows) -> list[dict[str, Any]]:
         for cases, some in _growing(rows).items():
             records = some.of(method)
             for metric in CURVES:
-                row = _share(_picked(records, [metric]))
+                row = _share(picked(records, [metric]))
                 if row["n"]:
                     found.append({"method": method, "cases": cases, "metric": metric, **row})
     return found
@@ -467,7 +324,7 @@ def _by_cases(rows: Rows, title: str, what: str) -> Table:
     asked = {record.metric for each in records.values() for record in each}
     columns = [metric for metric in CURVES if metric in asked]
     body = [
-        (m, str(cases), *(cell(_picked(each, [c])) for c in columns), _ratio(growing[cases], m))
+        (m, str(cases), *(cell(picked(each, [c])) for c in columns), _ratio(growing[cases], m))
         for (m, cases), each in records.items()
     ]
     return Table(title, ("editor", what, *columns, "perplexity, ratio"), tuple(body), rows.notes)
@@ -494,157 +351,3 @@ def all_tables(rows: Rows) -> dict[str, Table]:
     if len(rows.at_once) > 1:
         made["at_once"] = at_once(rows)
     return {name: table for name, table in made.items() if table.rows}
-
-
-def paired(
-    ours: Sequence[Record], theirs: Sequence[Record], *, seed: int = 0, draws: int = 2000
-) -> dict[str, float]:
-    """Mean difference (ours - theirs) over records that pass, and its 95% interval: a bootstrap over the
-    cases both have, drawn together. n: such cases."""
-    return paired_mean([(ours, theirs)], seed=seed, draws=draws)
-
-
-def paired_mean(
-    parts: Sequence[tuple[Sequence[Record], Sequence[Record]]], *, seed: int = 0, draws: int = 2000
-) -> dict[str, float]:
-    """`paired` for the mean of several shares: each part is one share of ours and of theirs."""
-    marks = [[_marks(records) for records in part] for part in parts]
-    shared = [{case for case in ours if case in theirs} for ours, theirs in marks]
-    cases = list(dict.fromkeys(case for ours, _ in marks for case in ours if any(case in s for s in shared)))
-    if not all(shared):
-        nan = float("nan")
-        return {"value": nan, "low": nan, "high": nan, "n": 0}
-
-    def counted(count: Callable[[Sequence[float]], float]) -> NDArray[np.float64]:
-        rows = [
-            [[count(side[c]) if c in both else 0.0 for c in cases] for side in part]
-            for part, both in zip(marks, shared, strict=True)
-        ]
-        return np.array(rows, dtype=np.float64)
-
-    sums, sizes = counted(sum), counted(len)
-    picks = np.random.default_rng(seed).integers(0, len(cases), (draws, len(cases)))
-    drawn = np.stack([np.bincount(pick, minlength=len(cases)) for pick in picks], axis=1)
-    with np.errstate(invalid="ignore"):  # a draw may hold no case of a part
-        shares = (sums @ drawn) / (sizes @ drawn)
-    low, high = np.nanpercentile((shares[:, 0] - shares[:, 1]).mean(0), [2.5, 97.5])
-    value = sums.sum(-1) / sizes.sum(-1)
-    return {
-        "value": float((value[:, 0] - value[:, 1]).mean()),
-        "low": float(low),
-        "high": float(high),
-        "n": len(cases),
-    }
-
-
-def _marks(records: Sequence[Record]) -> dict[str, list[float]]:
-    marks: dict[str, list[float]] = defaultdict(list)
-    for record in records:
-        if record.passed:
-            marks[record.case].append(record.right)
-    return marks
-
-
-def comparison(
-    title: str,
-    ours: Mapping[str, Sequence[Record]],
-    theirs: Mapping[str, Sequence[Record]],
-    cases: Mapping[str, Mapping[str, Any]],
-) -> Table:
-    """Differences by metric (first - second, % points) for each row that both sides have.
-
-    cases: edits by case id, as in `Rows.cases`; Table 2's columns are by them.
-    """
-    three = (("efficacy",), ("paraphrase",), SPECIFICITY)
-    columns: dict[str, Sequence[Sequence[str]]] = {
-        "efficacy": three[:1], "paraphrase": three[1:2], "specificity": three[2:], "mean of the three": three,
-        **{
-            metric: [[metric]]
-            for metric in (*SPECIFICITY, "specificity_chain", "explicit", "middle", "implicit", "mixed",
-                           "direct", "cot", "subset")
-        },
-    }  # fmt: skip
-    if any(r.metric == "left_out" for records in ours.values() for r in records):
-        columns["left_out"] = [["left_out"]]
-    numbers = sorted({int(case["edits"]) for case in cases.values()})
-
-    def of_number(records: Sequence[Record], n: int) -> list[Record]:
-        return [r for r in _picked(records, ["subset"]) if cases[r.case]["edits"] == n]
-
-    def cells(mine: Sequence[Record], yours: Sequence[Record]) -> Iterator[str]:
-        for parts in columns.values():
-            yield _difference([(_picked(mine, names), _picked(yours, names)) for names in parts])
-        for n in numbers:
-            yield _difference([(of_number(mine, n), of_number(yours, n))])
-
-    body = tuple((name, *cells(records, theirs[name])) for name, records in ours.items() if name in theirs)
-    head = ("editor", *columns, *(f"subset, {n}-edit" for n in numbers))
-    return Table(title, head, body, ("bootstrap over the cases both have, paired",))
-
-
-def _difference(parts: Sequence[tuple[Sequence[Record], Sequence[Record]]]) -> str:
-    row = paired_mean(parts)
-    low, high = 100 * row["low"], 100 * row["high"]
-    return f"{100 * row['value']:+.1f} [{low:+.1f}, {high:+.1f}]" if row["n"] else "–"
-
-
-def markdown(table: Table) -> str:
-    """GitHub's tables, notes below."""
-    lines = [f"**{table.title}**", "", "| " + " | ".join(table.head) + " |", "|" + "---|" * len(table.head)]
-    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in table.rows]
-    lines += ["", *(f"- {note}" for note in table.notes)] if table.notes else []
-    return "\n".join(lines) + "\n"
-
-
-_LATEX = str.maketrans(
-    {
-        **{sign: f"\\{sign}" for sign in "%&#_${}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "↓": r"$\downarrow$",
-        "↑": r"$\uparrow$",
-        "–": "--",
-        "‖": r"$\|$",
-        "Δ": r"$\Delta$",
-    }
-)
-
-
-def latex(table: Table) -> str:
-    """A `tabular` with booktabs' rules, caption and notes."""
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(c.translate(_LATEX) for c in cells) + r" \\"
-
-    return "\n".join(
-        [
-            r"\begin{table}",
-            rf"\caption{{{table.title.translate(_LATEX)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
-            r"\toprule",
-            line(table.head),
-            r"\midrule",
-            *map(line, table.rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            *(rf"\par\small {note.translate(_LATEX)}" for note in table.notes),
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def html(table: Table) -> str:
-    """A `table` element with its caption, notes as a list."""
-    escape = html_text.escape
-    head = "".join(f"<th>{escape(c)}</th>" for c in table.head)
-    body = "".join(
-        f"<tr><th>{escape(row[0])}</th>" + "".join(f"<td>{escape(c)}</td>" for c in row[1:]) + "</tr>\n"
-        for row in table.rows
-    )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
-    return (
-        f"<table>\n<caption>{escape(table.title)}</caption>\n<thead><tr>{head}</tr></thead>\n"
-        f"<tbody>\n{body}</tbody>\n</table>\n" + (f"<ul>{notes}</ul>\n" if notes else "")
-    )

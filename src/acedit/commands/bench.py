@@ -31,8 +31,9 @@ log = logging.getLogger("acedit")
 CASES = 60  # fresh ones for each number of edits
 
 if TYPE_CHECKING:
+    from acedit.benchmark.layouts import Table
     from acedit.benchmark.ripple import RippleCase
-    from acedit.benchmark.tables import Rows, Table
+    from acedit.benchmark.rows import Rows
     from acedit.editing.methods import Method
     from acedit.knowledge.facts import Case, Fact
 
@@ -142,6 +143,7 @@ def _at_once(text: str) -> list[int | None]:
 def _run(args: argparse.Namespace) -> None:
     from acedit.benchmark import runner, tables
     from acedit.benchmark.leak import LeakError
+    from acedit.benchmark.rows import load
     from acedit.benchmark.score import distinct
     from acedit.benchmark.store import Store
     from acedit.editing.methods import method
@@ -202,7 +204,7 @@ def _run(args: argparse.Namespace) -> None:
         )
     except LeakError as error:
         raise UserError(f"the run stops, its scores would not be honest: {error}") from error
-    rows = tables.load(Store.read(args.out))
+    rows = load(Store.read(args.out))
     found = tables.all_tables(rows)
     for table in found.values():
         print(f"\n{table.title}\n" + _laid_out(table))
@@ -292,14 +294,15 @@ def _table_rows(found: "Mapping[str, Table]") -> dict[str, Any]:
 
 
 def _rows(folders: "Sequence[str]") -> "Rows":
-    from acedit.benchmark import tables
+    from acedit.benchmark.rows import joined, load
     from acedit.benchmark.store import Store
 
-    return tables.joined({folder: tables.load(Store.read(folder)) for folder in folders})
+    return joined({folder: load(Store.read(folder)) for folder in folders})
 
 
 def _show(args: argparse.Namespace) -> None:
     from acedit.benchmark import tables
+    from acedit.benchmark.paired import comparison
 
     check_outputs(args)
     rows = _rows(args.folders)
@@ -308,7 +311,7 @@ def _show(args: argparse.Namespace) -> None:
     best.sort(key=lambda m: m == "ace")
     if len(best) > 1 and not rows.steps:
         against = {f"{best[-1]} - {m}": m for m in best[:-1]}
-        found["paired"] = tables.comparison(
+        found["paired"] = comparison(
             f"Differences (% points): {best[-1]} less each other method",
             {name: rows.fewest.of(best[-1]) for name in against},
             {name: rows.fewest.of(m) for name, m in against.items()},
@@ -336,7 +339,7 @@ def _say_faults(folder: str) -> list[dict[str, Any]]:
 
 
 def _tables(args: argparse.Namespace) -> None:
-    from acedit.benchmark import tables
+    from acedit.benchmark import layouts, tables
     from acedit.report.charts import chart, save_charts
     from acedit.report.files import write_text
 
@@ -346,7 +349,7 @@ def _tables(args: argparse.Namespace) -> None:
     found = tables.all_tables(rows)
     if not found:
         raise UserError(f"{args.folders[0]}: holds no finished unit yet; run 'acedit bench' again")
-    for suffix, form in (("md", tables.markdown), ("tex", tables.latex), ("html", tables.html)):
+    for suffix, form in (("md", layouts.markdown), ("tex", layouts.latex), ("html", layouts.html)):
         write_text(out / f"tables.{suffix}", "\n".join(map(form, found.values())))
     curve = tables.degradation(rows)
     if curve:
@@ -360,7 +363,7 @@ def _tables(args: argparse.Namespace) -> None:
             facet={"field": "metric", "type": "nominal", "columns": 3},
         )
         save_charts({"degradation": spec}, out)
-    print("\n".join(map(tables.markdown, found.values())))
+    print("\n".join(map(layouts.markdown, found.values())))
     _say_faults(args.folders[0])
     print(f"tables in {out}")
     write_result(
@@ -369,11 +372,12 @@ def _tables(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from acedit.benchmark import tables
+    from acedit.benchmark.paired import comparison
+    from acedit.benchmark.rows import load
     from acedit.benchmark.store import Store
 
     check_outputs(args)
-    one, two = (tables.load(Store.read(folder)) for folder in (args.folder, args.other))
+    one, two = (load(Store.read(folder)) for folder in (args.folder, args.other))
     alike = {
         id for id, case in one.cases.items() if two.cases.get(id, {}).get("digest") == case.get("digest")
     }
@@ -396,7 +400,7 @@ def _compare(args: argparse.Namespace) -> None:
             f"{args.folder} and {args.other} share no method, or no case; nothing can be compared"
         )
     alone = f", {number or 'all'} cases at once" if several else ""
-    table = tables.comparison(
+    table = comparison(
         f"{args.folder} less {args.other} (% points{alone})",
         {m: [r for r in one.of(m, step) if r.case in alike] for m in shared},
         {m: [r for r in two.of(m, step) if r.case in alike] for m in shared},
