@@ -15,8 +15,8 @@ from time import perf_counter
 import torch
 
 import acedit
-from acedit.benchmark.prompts import COT_STOP, cot_prompt, parse_cot_answer
 from acedit.knowledge.facts import cases_from
+from acedit.knowledge.prompts import COT_STOP, cot_prompt, parse_cot_answer
 from acedit.lm.model import LanguageModel
 from acedit.world.cases import make_cases
 from acedit.world.graph import build_world

@@ -33,8 +33,7 @@ from acedit.editing.plan import locate
 from acedit.editing.screen import Trial, ranges, screened
 from acedit.editing.stages import updates_in
 from acedit.knowledge.facts import Case, cases_from
-from acedit.report.demo import facts_of
-from acedit.world.cases import make_cases
+from acedit.world.cases import facts_of, make_cases
 from acedit.world.graph import build_world
 from attribution import spearman
 

@@ -24,8 +24,7 @@ from acedit.benchmark.evaluate import run_method
 from acedit.benchmark.score import METRICS, Scorer, summarise
 from acedit.editing.methods import Method, methods
 from acedit.knowledge.facts import cases_from
-from acedit.report.demo import facts_of
-from acedit.world.cases import make_cases
+from acedit.world.cases import facts_of, make_cases
 from acedit.world.graph import build_world
 
 

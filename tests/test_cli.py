@@ -567,7 +567,7 @@ def test_no_permission(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Root may write anywhere, so the question itself is answered no.
-    monkeypatch.setattr("acedit.report.files.os.access", lambda *_: False)
+    monkeypatch.setattr("acedit.files.os.access", lambda *_: False)
     assert "no permission" in fails("edit", model_dir, edits_file, "--out", tmp_path / "p")
 
 

@@ -10,8 +10,7 @@ from acedit.editing.edit import edit
 from acedit.errors import UserError
 from acedit.knowledge.facts import cases_from
 from acedit.lm.model import load
-from acedit.report.demo import facts_of
-from acedit.world.cases import make_cases
+from acedit.world.cases import facts_of, make_cases
 from acedit.world.graph import build_world
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (extra 'lm-eval')")

@@ -12,8 +12,7 @@ from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, reserved
 from acedit.knowledge.facts import Edit, Fact, cases_from, read_cases, read_edits, read_facts
 from acedit.knowledge.relations import Relation, held_out, mquake
-from acedit.report.demo import facts_of
-from acedit.world.cases import make_cases
+from acedit.world.cases import facts_of, make_cases
 from acedit.world.graph import build_world
 from tests.conftest import Run
 from tests.tiny import tiny_lm

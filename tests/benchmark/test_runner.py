@@ -19,8 +19,7 @@ from acedit.editing.preserve import text_of
 from acedit.errors import UserError
 from acedit.knowledge.facts import Case, Fact, cases_from
 from acedit.lm.model import LanguageModel, load
-from acedit.report.demo import facts_of
-from acedit.world.cases import make_cases
+from acedit.world.cases import facts_of, make_cases
 from acedit.world.graph import build_world
 from tests.benchmark.killer import ALWAYS, FLAG, KILLER
 from tests.benchmark.test_faults import CLASH, MOVES, SOILS, STAYS

@@ -19,7 +19,7 @@ from acedit.knowledge.compose import Prompt, asked
 from acedit.knowledge.facts import Edit, Fact
 from acedit.knowledge.relations import mquake
 from acedit.lm.model import LanguageModel
-from acedit.report.demo import facts_of
+from acedit.world.cases import facts_of
 from acedit.world.graph import build_world
 from tests.tiny import tiny_lm
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from acedit.benchmark import prompts
 from acedit.errors import UserError
+from acedit.knowledge import prompts
 from acedit.lm.model import LanguageModel, load
 from tests.tiny import byte_tokenizer, tiny_lm, tiny_model
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from acedit.files import write_text
 from acedit.lm.model import load
 from acedit.report.explore import explore
-from acedit.report.files import write_text
 from acedit.report.page import EditRow, Page, render
 
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")

@@ -9,11 +9,12 @@ import pytest
 from acedit.benchmark.evaluate import merged_edits
 from acedit.benchmark.leak import starts
 from acedit.editing.patch import Patch
+from acedit.files import plain
 from acedit.knowledge.compose import Composer
 from acedit.knowledge.facts import cases_from
 from acedit.lm.model import LanguageModel
 from acedit.report import demo
-from acedit.report.files import plain
+from acedit.world.cases import facts_of
 from acedit.world.graph import build_world, mquake_cases
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -52,7 +53,7 @@ def test_a_case_that_another_would_change_is_left_out() -> None:
 def test_what_makes_the_edits_leaks_nothing() -> None:
     world = build_world()
     edits = merged_edits(CASES)
-    known = demo.facts_of(world, edits)
+    known = facts_of(world, edits)
     assert not {edit.key for edit in edits} & {fact.key for fact in known}
     prompts = Composer(edits, known, exclude=starts(CASES), seed=0).prompts()
     scored = {q for case in CASES for q in case.questions}

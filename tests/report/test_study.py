@@ -17,11 +17,11 @@ from acedit.attribution.value import Neuron, layer_scores
 from acedit.errors import UserError
 from acedit.knowledge.facts import Fact
 from acedit.lm.model import load
-from acedit.report.demo import facts_of
 from acedit.report.study import Result, Setting, save, setting_of, studies
 from acedit.report.study.accumulate import lag_correlations
 from acedit.report.study.base import CATEGORIES, accuracy
 from acedit.report.study.critical import _sorted
+from acedit.world.cases import facts_of
 from acedit.world.graph import build_world
 from tests.conftest import Run
 from tests.tiny import tiny_lm

@@ -20,10 +20,9 @@ from acedit.editing.methods import method, methods
 from acedit.editing.patch import Patch
 from acedit.knowledge.facts import Case, Fact, cases_from
 from acedit.lm.model import LanguageModel, load
-from acedit.report.demo import facts_of
 from acedit.world import bundled_path
 from acedit.world.card import measure, read_table
-from acedit.world.cases import make_cases
+from acedit.world.cases import facts_of, make_cases
 from acedit.world.graph import build_world, mquake_cases
 
 ASKED = ["Fernando Santos is a citizen of", "Question: Which continent is London located in?\nAnswer:"]

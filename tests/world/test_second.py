@@ -10,9 +10,8 @@ from acedit.benchmark.score import Scorer, summarise
 from acedit.editing.methods import method
 from acedit.knowledge.facts import cases_from
 from acedit.lm.model import LanguageModel, load
-from acedit.report.demo import facts_of
 from acedit.world.card import read_table
-from acedit.world.cases import make_cases
+from acedit.world.cases import facts_of, make_cases
 from acedit.world.graph import build_world
 
 FOLDER = Path(__file__).parents[1] / "models" / "llama"

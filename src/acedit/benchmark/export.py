@@ -14,7 +14,7 @@ from pathlib import Path
 
 from acedit.benchmark.store import Store
 from acedit.errors import UserError
-from acedit.report.files import write_bytes
+from acedit.files import write_bytes
 
 COLUMNS = (
     "method",

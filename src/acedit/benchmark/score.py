@@ -30,7 +30,11 @@ from typing import Any
 
 import numpy as np
 
-from acedit.benchmark.prompts import (
+from acedit.editing.patch import patches_off
+from acedit.errors import UserError
+from acedit.knowledge.compose import chain_question, left_out, reserved
+from acedit.knowledge.facts import Case, Fact
+from acedit.knowledge.prompts import (
     COT_PROMPT,
     COT_STOP,
     cot_prompt,
@@ -38,10 +42,6 @@ from acedit.benchmark.prompts import (
     parse_cot_answer,
     single_hop_prompt,
 )
-from acedit.editing.patch import patches_off
-from acedit.errors import UserError
-from acedit.knowledge.compose import chain_question, left_out, reserved
-from acedit.knowledge.facts import Case, Fact
 from acedit.knowledge.relations import Relation, held_out
 from acedit.lm.model import LanguageModel
 

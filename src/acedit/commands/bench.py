@@ -257,8 +257,7 @@ def _cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCase], li
         if not cases:
             raise UserError(f"{args.cases}: no case has {args.edits} edits; leave out --edits")
         return _first_of_each(cases, args.n) if args.edits else cases[: args.n], known
-    from acedit.report.demo import facts_of
-    from acedit.world.cases import make_cases
+    from acedit.world.cases import facts_of, make_cases
     from acedit.world.graph import build_world
 
     world = build_world()
@@ -340,8 +339,8 @@ def _say_faults(folder: str) -> list[dict[str, Any]]:
 
 def _tables(args: argparse.Namespace) -> None:
     from acedit.benchmark import layouts, tables
+    from acedit.files import write_text
     from acedit.report.charts import chart, save_charts
-    from acedit.report.files import write_text
 
     check_outputs(args)
     rows = _rows(args.folders)

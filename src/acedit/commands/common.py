@@ -98,7 +98,7 @@ def given_text(path: str | None) -> "list[str] | None":
 
 def world_facts() -> "list[Fact]":
     """What the bundled world holds."""
-    from acedit.report.demo import facts_of
+    from acedit.world.cases import facts_of
     from acedit.world.graph import build_world
 
     return facts_of(build_world(), [])
@@ -115,7 +115,7 @@ def about(path: str) -> Iterator[None]:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Raises UserError where an output cannot be written, or would fall on another or on an input."""
-    from acedit.report.files import check_writable
+    from acedit.files import check_writable
 
     taken = {
         Path(getattr(args, name)).resolve(): name
@@ -136,7 +136,7 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 def write_result(args: argparse.Namespace, command: str, **fields: Any) -> None:
     """Write the object of `--json`, where it was asked for."""
-    from acedit.report.files import record, write_json
+    from acedit.files import record, write_json
 
     if args.json:
         write_json(args.json, record(command, **fields))

@@ -59,8 +59,8 @@ def add(commands: Any, shared: Shared) -> None:
 
 
 def _edit(args: argparse.Namespace) -> None:
+    from acedit.files import edit_rows
     from acedit.knowledge.facts import read_edits_file
-    from acedit.report.files import edit_rows
 
     told, text = read_edits_file(args.edits), given_text(args.text)
     edits, known = told.edits, [*told.facts, *given_facts(args.facts)]

@@ -51,8 +51,8 @@ def _cases(args: argparse.Namespace) -> None:
     from collections import Counter
 
     from acedit.benchmark.own import own_cases
+    from acedit.files import write_json
     from acedit.knowledge.facts import cases_from, read_edits_file
-    from acedit.report.files import write_json
 
     told, beside = read_edits_file(args.edits), given_facts(args.facts)
     check_outputs(args)
@@ -77,9 +77,9 @@ def _cases(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from acedit.files import check_writable
     from acedit.knowledge.facts import read_cases
     from acedit.report import text
-    from acedit.report.files import check_writable
 
     cases, known, prose = read_cases(args.cases), given_facts(args.facts), given_text(args.text)
     check_outputs(args)

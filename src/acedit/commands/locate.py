@@ -32,9 +32,9 @@ def add(commands: Any, shared: Shared) -> None:
 
 
 def _locate(args: argparse.Namespace) -> None:
+    from acedit.files import edit_rows
     from acedit.knowledge.facts import read_edits_file
     from acedit.report import text
-    from acedit.report.files import edit_rows
 
     told = read_edits_file(args.edits)
     edits, known = told.edits, [*told.facts, *given_facts(args.facts)]
@@ -62,10 +62,10 @@ def _locate(args: argparse.Namespace) -> None:
     print("\nTop query neurons\n" + text.neuron_table(where.query_neurons))
     if args.page:
         from acedit.attribution.layers import old_answers
+        from acedit.files import write_text
         from acedit.knowledge.compose import Prompt
         from acedit.report.charts import save_charts
         from acedit.report.explore import explore
-        from acedit.report.files import write_text
         from acedit.report.page import EditRow, Page, render
 
         progress.say("drawing the first edit's fact")

@@ -55,7 +55,7 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _fields(patch: "Patch") -> dict[str, Any]:
-    from acedit.report.files import edit_rows
+    from acedit.files import edit_rows
 
     return {
         "id": patch.id,

@@ -52,9 +52,9 @@ def add(commands: Any, shared: Shared) -> None:
 
 
 def _study(args: argparse.Namespace) -> None:
+    from acedit.files import write_text
     from acedit.knowledge.facts import read_cases
     from acedit.report.charts import Chart
-    from acedit.report.files import write_text
     from acedit.report.page import Page, render
     from acedit.report.study import save, setting_of, studies
 

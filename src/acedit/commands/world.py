@@ -116,8 +116,8 @@ def _model_card() -> str:
 def _cases(args: argparse.Namespace) -> None:
     from collections import Counter
 
+    from acedit.files import write_json
     from acedit.knowledge.facts import cases_from
-    from acedit.report.files import write_json
     from acedit.world.cases import known_facts, make_cases
     from acedit.world.graph import build_world
 

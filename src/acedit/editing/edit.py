@@ -37,6 +37,7 @@ from acedit.editing.target import search
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt, Wordings, asked_thoughts
 from acedit.knowledge.facts import Edit, Fact, distinct_edits
+from acedit.knowledge.prompts import COT_PROMPT
 from acedit.lm.model import LanguageModel
 from acedit.waiting import Countdown
 
@@ -412,9 +413,6 @@ def _added(updates: Sequence[Update], more: Sequence[Update]) -> list[Update]:
 def _primed(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts that think aloud, behind the shots of G.1; of an edit without questions its own prompt, put
     as one. Raises UserError where they do not fit."""
-    # Prompts of appendix G belong to the benchmark, a room above.
-    from acedit.benchmark.prompts import COT_PROMPT
-
     room = lm.context - len(lm.token_ids(COT_PROMPT))
     if room < 64:
         raise UserError(f"primed prompts need the shots of G.1, and the model's context is {lm.context}")

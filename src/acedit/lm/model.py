@@ -47,6 +47,7 @@ from transformers import (
 )
 
 from acedit.errors import UserError, first_line
+from acedit.knowledge import prompts
 from acedit.lm.families import Family, family_of
 from acedit.lm.norms import FrozenNorm
 from acedit.lm.reader import Reader
@@ -896,9 +897,6 @@ class LanguageModel:
         cloze. cot=True asks under the paper's few-shot chain-of-thought prompt (appendix G.1) and
         returns what stands on its "Answer:" line, "" if the model never gets to one.
         """
-        # Prompts belong to the benchmark, a room above; only this convenience looks up.
-        from acedit.benchmark import prompts
-
         question = question.strip()
         if cot:
             text = self.generate(

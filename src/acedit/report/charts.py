@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from acedit.files import write_bytes, write_text
 from acedit.plain import plain
-from acedit.report.files import write_bytes, write_text
 
 
 @dataclass(frozen=True)

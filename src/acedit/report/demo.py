@@ -18,17 +18,18 @@ from typing import Any
 from acedit.attribution.locate import Location
 from acedit.benchmark.evaluate import merged_edits
 from acedit.benchmark.leak import scored_texts, starts
-from acedit.benchmark.prompts import direct_prompt
 from acedit.benchmark.score import Scorer, matches, summarise
 from acedit.editing.edit import edit
 from acedit.editing.plan import locate
+from acedit.files import edit_rows, write_text
 from acedit.knowledge.compose import chain_question, reserved
 from acedit.knowledge.facts import Case, Edit, Fact, cases_from
+from acedit.knowledge.prompts import direct_prompt
 from acedit.knowledge.relations import held_out, mquake
 from acedit.lm.model import LanguageModel
-from acedit.report.files import edit_rows, write_text
 from acedit.report.page import AnswerRow, EditRow, Page, Said, render
 from acedit.report.text import layer_bars, neuron_table, score_table, table
+from acedit.world.cases import facts_of
 from acedit.world.graph import World, build_world, mquake_cases
 
 METHODS = ("pmet", "ace")
@@ -155,16 +156,6 @@ def _disturbs(targets: dict[tuple[str, str], str], case: Case) -> bool:
         fact.key in targets and targets[fact.key] != own.get(fact.key)
         for fact in (*case.before.facts, *case.after.facts)
     )
-
-
-def facts_of(world: World, edits: Sequence[Edit]) -> list[Fact]:
-    """The world's facts but for those that are edited."""
-    edited = {edit.key for edit in edits}
-    return [
-        Fact(f.subject, mquake()[f.relation], f.object, world.aliases.get(f.object, ()))
-        for f in world.facts
-        if (f.subject, f.relation) not in edited
-    ]
 
 
 def _questions(case: Case, world: World, known: Sequence[Fact], seed: int) -> list[_Question]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acedit.benchmark.prompts import COT_STOP, cot_prompt, direct_prompt, parse_cot_answer
 from acedit.benchmark.score import matches
 from acedit.knowledge.compose import chain_question
+from acedit.knowledge.prompts import COT_STOP, cot_prompt, direct_prompt, parse_cot_answer
 from acedit.lm.model import LanguageModel
 from acedit.world.corpus import taught_wordings
 from acedit.world.graph import Path as Chain

@@ -16,7 +16,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from acedit.errors import UserError
-from acedit.knowledge.facts import Fact
+from acedit.knowledge.facts import Edit, Fact
 from acedit.knowledge.items import chain_questions, item
 from acedit.knowledge.relations import Relation, held_out, mquake
 from acedit.world.graph import Path, Triple, World
@@ -178,6 +178,16 @@ def _fact(world: World, triple: Triple) -> Fact:
 
 def _labelled(fact: Triple) -> list[str]:
     return [fact.subject, mquake()[fact.relation].name, fact.object]
+
+
+def facts_of(world: World, edits: Sequence[Edit]) -> list[Fact]:
+    """The world's facts but for those that are edited."""
+    edited = {edit.key for edit in edits}
+    return [
+        Fact(f.subject, mquake()[f.relation], f.object, world.aliases.get(f.object, ()))
+        for f in world.facts
+        if (f.subject, f.relation) not in edited
+    ]
 
 
 def known_facts(world: World, items: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from acedit.benchmark.prompts import COT_PROMPT, SINGLE_HOP_PROMPT
 from acedit.knowledge.compose import chain_cloze, chain_question, thoughts
+from acedit.knowledge.prompts import COT_PROMPT, SINGLE_HOP_PROMPT
 from acedit.knowledge.relations import Relation, held_out, mquake
 from acedit.world.graph import Path, Triple, World
 from acedit.world.names import MADE, Names

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from acedit.benchmark.prompts import COT_STOP, cot_prompt, parse_cot_answer
 from acedit.editing.edit import edit
 from acedit.editing.methods import ike, mello
 from acedit.editing.patch import NoWeightChange, Patch
 from acedit.editing.retrieve import Index
 from acedit.errors import UserError
 from acedit.knowledge.facts import Edit, Fact
+from acedit.knowledge.prompts import COT_STOP, cot_prompt, parse_cot_answer
 from acedit.knowledge.relations import mquake
 from acedit.lm.model import LanguageModel
 from tests.tiny import tiny_lm

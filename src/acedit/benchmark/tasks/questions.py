@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from acedit.benchmark.prompts import cot_prompt, direct_prompt, parse_cot_answer
 from acedit.benchmark.score import matches
 from acedit.errors import UserError
 from acedit.knowledge.facts import Case, read_cases
+from acedit.knowledge.prompts import cot_prompt, direct_prompt, parse_cot_answer
 
 
 def direct(cases: str = "", old: bool = False, **_: Any) -> Mapping[str, Any]:

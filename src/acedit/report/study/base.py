@@ -19,11 +19,11 @@ from acedit.attribution.atlas import Atlas, build_atlas
 from acedit.attribution.spread import Spread, measure_spread
 from acedit.benchmark.score import matches
 from acedit.errors import UserError
+from acedit.files import write_json
 from acedit.knowledge.compose import asked, chain_question
 from acedit.knowledge.facts import Fact
 from acedit.lm.model import LanguageModel
 from acedit.report.charts import save_charts
-from acedit.report.files import write_json
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "Nationality": ("P27",),

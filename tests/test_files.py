@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from acedit.errors import UserError
+from acedit.files import check_writable, record, write_json, write_text
 from acedit.plain import plain
-from acedit.report.files import check_writable, record, write_json, write_text
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         check_writable(tmp_path)
     with pytest.raises(UserError, match="empty name"):
         check_writable("")
-    monkeypatch.setattr("acedit.report.files.os.access", lambda *_: False)
+    monkeypatch.setattr("acedit.files.os.access", lambda *_: False)
     with pytest.raises(UserError, match="no permission"):
         check_writable(tmp_path / "x.json")
 

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from acedit.benchmark import prompts
+from acedit.knowledge import prompts
 
 
 def digest(text: str) -> str:
