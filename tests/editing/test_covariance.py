@@ -1,6 +1,8 @@
 """C = E[k kᵀ]: one pass equals the textbook, and the cache is keyed by everything that matters."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,3 +116,23 @@ def test_keys_beside_the_text_cost_a_step_along_them(tmp_path: Path, monkeypatch
     assert not torch.equal(
         plain, inverse_roots(lm, TEXTS, [1], beside=other, weight=1.0, cache_dir=tmp_path)[1]
     )
+
+
+def test_layers_whose_sums_do_not_fit_together_are_read_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_lm("qwen3")
+    whole = covariances(lm, TEXTS, [0, 1, 2], cache_dir=tmp_path / "whole")
+    read: list[tuple[int, ...]] = []
+    sums = covariance._sums
+
+    def counted(lm: LanguageModel, rows: Any, layers: Sequence[int], *more: Any) -> dict[int, torch.Tensor]:
+        read.append(tuple(layers))
+        return sums(lm, rows, layers, *more)
+
+    monkeypatch.setattr(covariance, "_sums", counted)
+    monkeypatch.setattr(covariance, "ROOM", 2 * 12 * lm.n_neurons**2)
+    found = covariances(lm, TEXTS, [0, 1, 2], cache_dir=tmp_path / "parts")
+    assert read == [(0, 1), (2,)]
+    assert all(torch.equal(whole[layer], found[layer]) for layer in whole)
+    assert list(inverse_roots(lm, TEXTS, [2, 0], cache_dir=tmp_path / "roots")) == [2, 0]

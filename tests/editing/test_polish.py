@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from acedit.editing.batch import split
-from acedit.editing.keys import keys_at
+from acedit.editing.keys import edited_keys, keys_at
 from acedit.editing.methods import method
-from acedit.editing.polish import LEAST, VAIN, Polish, _Free, _Pool, polish
+from acedit.editing.polish import LEAST, VAIN, Polish, _Columns, _Free, _Pool, polish
 from acedit.editing.rows import Rows
 from acedit.editing.solve import inverse_root
 from acedit.editing.stages import Update, updates_in
@@ -219,15 +219,14 @@ def test_narrowed_is_the_nearest_of_its_rank_in_the_space_it_moved_in(whitened: 
     with torch.no_grad():
         free.leaves[0].copy_(torch.randn(6, 12, generator=g))
     inverse = torch.eye(12) if white is None else torch.linalg.inv(white)
-    left, size, right = torch.linalg.svd(free.delta().detach() @ inverse)
+    (whole,) = free.parts()
+    left, size, right = torch.linalg.svd(whole.detach() @ inverse)
     nearest = (left[:, :3] * size[:3]) @ right[:3] @ (torch.eye(12) if white is None else white)
     found = free.narrowed(3)
-    torch.testing.assert_close(found.delta().detach(), nearest, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.finished().delta, nearest, rtol=1e-3, atol=1e-3)
     update = found.finished()
     assert (update.left.shape, update.right.shape) == ((6, 3), (3, 12))
-    torch.testing.assert_close(
-        free.narrowed(50).delta().detach(), free.delta().detach(), rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(free.narrowed(50).finished().delta, whole.detach(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_polish_in_a_low_rank_says_what_it_is_to_say(model: LanguageModel) -> None:
@@ -254,3 +253,53 @@ def test_only_whole_updates_can_be_narrowed() -> None:
     for name in ("memit", "lora", "kn", "ft-l"):
         with pytest.raises(UserError, match="has a rank of its own"):
             method(name).narrowed(16)
+
+
+def test_a_wide_update_moves_along_its_own_keys(model: LanguageModel) -> None:
+    """With as many columns as there are keys it says what a whole one does, in their span alone."""
+    told = prompts()
+    settings = Polish(steps=60, lr=5e-3, space="whitened")
+    g = torch.Generator().manual_seed(0)
+    root = torch.eye(model.n_neurons) + 0.1 * torch.randn(model.n_neurons, model.n_neurons, generator=g)
+    keys = edited_keys(model, split(model, told), [0])[0]
+    columns = int(torch.linalg.matrix_rank(keys))
+    assert columns < model.d_model
+    ways = {
+        name: polish(model, zero(model), told, (), replace(settings, **more), seed=0, whiten={0: root})
+        for name, more in {
+            "whole": {},
+            "along": {"columns": columns},
+            "narrow": {"columns": columns, "narrow": 2},
+            "plenty": {"columns": model.d_model},
+        }.items()
+    }
+    ranks = {name: update.left.shape[1] for name, (update,) in ways.items()}
+    assert ranks == {"whole": model.d_model, "along": columns, "narrow": 2, "plenty": model.d_model}
+    rows = Rows(model, told, ())
+
+    def loss(updates: list[Update]) -> float:
+        with updates_in(model, updates), torch.no_grad():
+            return sum(float(rows.losses(group).sum()) for group in rows.together())
+
+    losses = {name: loss(updates) for name, updates in ways.items()}
+    assert losses["along"] < 0.9 * loss(zero(model))
+    assert losses["whole"] == losses["plenty"]
+    # Δ = Z·T with Z in the span of T·k.
+    (along,) = ways["along"]
+    z = torch.linalg.solve(root, along.right, left=False)
+    seen = torch.linalg.qr(root @ keys.T).Q
+    assert float((z - z @ seen @ seen.T).norm()) < 1e-3 * float(z.norm())
+
+
+def test_columns_narrow_to_the_nearest() -> None:
+    g = torch.Generator().manual_seed(0)
+    white = torch.eye(12) + 0.1 * torch.randn(12, 12, generator=g)
+    moving = _Columns.along(0, 6, torch.randn(9, 12, generator=g), white, 5)
+    with torch.no_grad():
+        moving.leaves[0].copy_(torch.randn(6, 5, generator=g))
+    inverse = torch.linalg.inv(white)
+    left, size, right = torch.linalg.svd(moving.finished().delta @ inverse)
+    nearest = (left[:, :2] * size[:2]) @ right[:2] @ white
+    found = moving.narrowed(2).finished()
+    assert found.left.shape == (6, 2)
+    torch.testing.assert_close(found.delta, nearest, rtol=1e-3, atol=1e-3)

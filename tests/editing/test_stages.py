@@ -55,21 +55,44 @@ def test_a_whole_weight_does_what_its_update_does(model: LanguageModel) -> None:
     with updates_in(model, [update]):
         wanted = model.run_backbone(encoded)
     delta = update.delta.requires_grad_(True)
-    with replacing(model, {1: delta}):
+    with replacing(model, {1: (delta,)}):
         found = model.run_backbone(encoded)
     found.sum().backward()
     assert torch.allclose(found, wanted, atol=1e-4)
     assert not torch.allclose(plain, wanted, atol=1e-2)
     assert delta.grad is not None
     assert float(delta.grad.abs().max()) > 0
-    with pytest.raises(ZeroDivisionError), replacing(model, {1: delta}):
+    with pytest.raises(ZeroDivisionError), replacing(model, {1: (delta,)}):
         raise ZeroDivisionError
     assert model.down(1).forward == own
     model.down(1).forward = own  # as accelerate leaves it
-    with replacing(model, {1: delta}):
+    with replacing(model, {1: (delta,)}):
         pass
     assert model.down(1).__dict__.pop("forward") == own
     assert torch.equal(model.run_backbone(encoded), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_factors_do_what_their_product_does(name: str, dtype: torch.dtype) -> None:
+    """The same output, and the gradients that reach them through a whole Δ, also where it is rounded."""
+    lm = tiny_lm(name, dtype=dtype)
+    g = torch.Generator().manual_seed(0)
+    left = (0.1 * torch.randn(lm.d_model, 2, generator=g)).requires_grad_(True)
+    right = torch.randn(2, lm.n_neurons, generator=g).requires_grad_(True)
+    encoded = lm.encode(["Ann Lee likes", "Bo"])
+    weight = torch.randn(2, encoded.input_ids.shape[1], lm.d_model, generator=g)
+    found = []
+    for parts in ((left @ right,), (left, right)):
+        # Layer 1 lies below another one, so that keys get gradients too.
+        with replacing(lm, {1: parts, 2: parts}):
+            out = lm.run_backbone(encoded).double()
+        grads = torch.autograd.grad((out * weight * encoded.attention_mask[..., None]).sum(), (left, right))
+        found.append((out, *grads))
+    close = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    for one, other in zip(*found, strict=True):
+        scale = one.abs().max()
+        torch.testing.assert_close(one / scale, other / scale, **close)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -80,7 +103,7 @@ def test_a_whole_weight_is_rounded_as_a_patch_rounds_it(dtype: torch.dtype) -> N
     delta = 1e-3 * torch.randn(lm.d_model, lm.n_neurons, generator=g)
     encoded = lm.encode(["Ann Lee likes", "Bo"])
     plain = lm.down_weight(0).detach().clone()
-    with replacing(lm, {0: delta}):
+    with replacing(lm, {0: (delta,)}):
         found = lm.run_backbone(encoded).double()
     lm.down_weight(0).data = (plain.to(torch.promote_types(dtype, torch.float32)) + delta).to(dtype)
     wanted = lm.run_backbone(encoded).double()

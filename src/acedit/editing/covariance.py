@@ -3,14 +3,14 @@
     c = covariances(lm, texts, layers=[3, 4, 5])        # {layer: (n_neurons, n_neurons)}, float32, CPU
     roots = inverse_roots(lm, texts, layers=[3, 4, 5])  # of C⁻¹, on the layers' devices
 
-One pass over the text serves all layers. Results are kept on disk, one file a layer, under a key of
-everything they depend on (model fingerprint, text, window, sample size), so changing any of these never
-meets an old file. Sums are float32 over a few batches and float64 beyond (`keys.second_moments`).
+One pass over the text serves all layers whose sums fit in `ROOM`. Results are kept on disk, one file a
+layer, under a key of everything they depend on (model fingerprint, text, window, sample size), so changing
+any of these never meets an old file. Sums are float32 over a few batches and float64 beyond
+(`keys.second_moments`).
 
 Footguns: uncentred. Of the unedited model: patches that are on come off while it is taken. C stays on the
 CPU, memory-mapped: move the layer at hand. While the text is read it is 8 bytes × N² a layer, and 4 more on
-the layer's device: 1.2 and 0.6 GB for Qwen3-8B's N = 12,288. All its 36 layers, as `ace` and screening want
-them, are 43 and 22 GB.
+the layer's device: 1.2 and 0.6 GB for Qwen3-8B's N = 12,288, whose 36 layers are read in four passes.
 """
 
 import hashlib
@@ -33,6 +33,7 @@ Progress = Callable[[int, int], None]
 
 TEXT_READ = "windows of text read for the keys' covariance, once a model and text"
 WINDOWS = 10_000
+ROOM = 2**34  # bytes, of sums that are taken together
 WINDOW_TOKENS = 128
 
 
@@ -61,9 +62,9 @@ def covariances(
     folder = cache_dir or default_cache()
     found = {layer: _kept(_file(folder, key, layer)) for layer in layers}
     missing = [layer for layer, c in found.items() if c is None]
-    if missing:
+    for some in _groups(lm, missing):
         with patches_off(lm):
-            made = _sums(lm, rows, missing, batch_windows, progress)
+            made = _sums(lm, rows, some, batch_windows, progress)
         for layer, c in made.items():
             if keeping:
                 keep(_file(folder, key, layer), {"c": c})
@@ -81,12 +82,13 @@ def inverse_roots(
     weight: float = 0.0,
     cache_dir: Path | None = None,
     progress: Callable[[str], None] | None = None,
-) -> dict[int, Float[Tensor, "n_neurons n_neurons"]]:
+) -> Mapping[int, Float[Tensor, "n_neurons n_neurons"]]:
     """Of each layer a T with T P Tᵀ in proportion to I, its mean diagonal 1: a root of P⁻¹, P = C + ridge.
 
     C's own, which are symmetric, are kept on disk in C's place, under its key. ridge: in multiples of
     tr(C)/N. beside: of each layer keys whose second moment, scaled to C's trace, is added to P `weight` times
-    (`solve.root_beside`). progress: told what takes long, with what is left of it.
+    (`solve.root_beside`). progress: told what takes long, with what is left of it. A T is brought to its
+    layer's device when it is asked for: those of all layers are 22 GB at Qwen3-8B's N.
     """
     tell = progress or (lambda _: None)
     folder = cache_dir or default_cache()
@@ -96,26 +98,51 @@ def inverse_roots(
     missing = [
         layer for layer, tensors in found.items() if tensors is None or set(tensors) != {"root", "trace"}
     ]
-    if missing:
+    rooted, n = Countdown(tell, "layers' inverse roots, once a model and text"), 0
+    for some in _groups(lm, missing):
         read = Countdown(tell, TEXT_READ)
-        cs = covariances(lm, texts, missing, cache_dir=cache_dir, keeping=False, progress=read)
-        rooted = Countdown(tell, "layers' inverse roots, once a model and text")
-        for n, layer in enumerate(missing, start=1):
+        cs = covariances(lm, texts, some, cache_dir=cache_dir, keeping=False, progress=read)
+        for layer in some:
             c = cs.pop(layer)
             root = inverse_root(c.to(lm.down_weight(layer).device), ridge).cpu()
-            found[layer] = made = {"root": root, "trace": c.trace()[None]}
+            made = {"root": root, "trace": c.trace()[None]}
             keep(paths[layer], made)
-            rooted(n, len(missing))
-    roots = {}
-    for layer, tensors in found.items():
+            found[layer] = kept(paths[layer]) or made  # from the disk where it is there, not in memory
+            rooted(n := n + 1, len(missing))
+
+    def root_of(layer: int) -> Tensor:
+        tensors = found[layer]
         assert tensors is not None
         root = tensors["root"].to(lm.down_weight(layer).device)
         if beside is not None and weight:
             keys = beside[layer]
             share = weight * float(tensors["trace"]) / max(float(keys.square().sum()), 1e-12)
             root = root_beside(root, keys, share)
-        roots[layer] = root / root.diagonal().mean()
-    return roots
+        return root / root.diagonal().mean()
+
+    return _Lazy(layers, root_of)
+
+
+class _Lazy(Mapping[int, Tensor]):
+    """A tensor a layer, made when it is asked for."""
+
+    def __init__(self, layers: Sequence[int], make: Callable[[int], Tensor]) -> None:
+        self._layers, self._make = tuple(layers), make
+
+    def __getitem__(self, layer: int) -> Tensor:
+        return self._make(layer)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+def _groups(lm: LanguageModel, layers: Sequence[int]) -> list[Sequence[int]]:
+    """The layers in runs whose sums fit in `ROOM` together: more are more passes over the text."""
+    size = max(1, ROOM // (12 * lm.n_neurons**2))
+    return [layers[at : at + size] for at in range(0, len(layers), size)]
 
 
 def _windows(lm: LanguageModel, texts: Sequence[str], count: int, width: int) -> list[list[int]]:

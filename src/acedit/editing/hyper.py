@@ -184,7 +184,7 @@ def train(
         deltas = {layer: editor.delta(i, *pairs[layer]) for i, layer in enumerate(editor.layers)}
         kept = [p for p in prompts if p.kind == "replay"]
         rows = Rows(lm, single, kept)
-        with replacing(lm, deltas):
+        with replacing(lm, {layer: (delta,) for layer, delta in deltas.items()}):
             losses = torch.cat([rows.losses(group) for group in rows.together()])
         said = losses[~rows.kept].sum() / len(single)
         moved = settings.locality * losses[rows.kept].sum() / max(1, len(kept))

@@ -29,7 +29,7 @@ from acedit.attribution.layers import spaced
 from acedit.editing.batch import split
 from acedit.editing.keys import edited_keys
 from acedit.editing.rows import Rows
-from acedit.editing.stages import Update, replacing
+from acedit.editing.stages import Parts, Update, added_by, replacing
 from acedit.knowledge.compose import Prompt
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import at_tokens
@@ -51,9 +51,9 @@ class Polish:
 
     space: "weights" moves Δ freely, "whitened" moves Z in Δ = Δ₀ + Z·P^(-1/2), so that steps are small
     along keys that are to be preserved, "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
-    α = 2·rank). columns: a whitened update that would be wider than this, as a real model's is, moves as two
-    factors of so many columns, which start as the directions that the edit's own keys use most; 0 leaves it
-    whole. narrow: at the end Δ (in that space) is cut to this rank, and both its factors take
+    α = 2·rank). columns: where d_model and N are larger, as a real model's are, Z moves in so many
+    directions alone, those that the edit's own keys use most, and Δ is of that rank; 0 for all of them.
+    narrow: at the end Δ (in that space) is cut to this rank, and what is left of it takes
     `NARROWING` as many steps again; 0 leaves it whole. near: weight in P of the keys of kin (other subjects
     that are held), against the text's; 0 leaves P to the text. lr is Adam's. replay: weight of the KL (nats a
     token) from the unedited model on what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the
@@ -100,7 +100,7 @@ def polish(
     """Adam on the updates: NLL of the edit's prompts, `told`, plus KL on `kept` ones (nats a token).
 
     What moves lies on its layer's device, and so do Adam's moments of it: some six times a layer's down
-    projection in float32, twice of one that moves as factors, and N² numbers more in the whitened space.
+    projection in float32, and N² numbers more in the whitened space; with `columns` four times a factor of Δ.
     Returns new updates; weights are never touched. An update comes back as (Δ, I) or (I, Δ), whichever is
     smaller, of a lower rank as its factors (those of the "low_rank" space start anew: `updates` give the
     layers alone).
@@ -152,7 +152,7 @@ def _descend(
         adam.param_groups[0]["lr"] = settings.lr * min(1.0, (start + falls - step) / falls)
         picked = pool.draw(generator)
         adam.zero_grad()
-        with _moving_in(lm, moving) as (deltas, leaves):
+        with _moving_in(lm, moving) as (parts, leaves):
             watched = leaves if settings.shift else {}
             for group in rows.together(picked):
                 with _at_subjects(lm, watched, rows.subjects(group)) as written:
@@ -167,9 +167,11 @@ def _descend(
                     )
                     loss = loss + settings.shift * F.relu(added / own - settings.unfelt).sum()
                 (loss / settings.rows).backward()
-            for delta, leaf in zip(deltas, leaves.values(), strict=True):
-                torch.autograd.backward(delta, leaf.grad)
-                leaf.grad = None  # freed before the next layer's is made
+            for made, stand_ins in zip(parts, leaves.values(), strict=True):
+                for part, leaf in zip(made, stand_ins, strict=True):
+                    if part.requires_grad:
+                        torch.autograd.backward(part, leaf.grad)
+                    leaf.grad = None  # freed before the next layer's is made
         adam.step()
         step += 1
         for one in moving:
@@ -254,14 +256,15 @@ class _Moving(ABC):
     leaves: tuple[Tensor, ...]
 
     @abstractmethod
-    def delta(self) -> Tensor: ...
+    def parts(self) -> Parts:
+        """What Δ now is, through which gradients reach the leaves."""
 
     @abstractmethod
     def finished(self) -> Update: ...
 
     @abstractmethod
-    def narrowed(self, rank: int) -> "_Factors":
-        """Its nearest of `rank`, in the space it moves in, with both factors free to move."""
+    def narrowed(self, rank: int) -> "_Moving":
+        """Its nearest of `rank`, in the space it moves in, free to move on."""
 
     def bound(self) -> None:  # noqa: B027 (most have no bound)
         """Take back what a step moved too far."""
@@ -287,13 +290,14 @@ class _Free(_Moving):
         if self._limit:
             self._moved.clamp_(-self._limit, self._limit)
 
-    def delta(self) -> Tensor:
+    def parts(self) -> Parts:
         moved = self._moved if self._white is None else self._moved @ self._white
-        return moved if self._fixed is None else self._fixed + moved
+        return (moved if self._fixed is None else self._fixed + moved,)
 
     def finished(self) -> Update:
         with torch.no_grad():
-            return smallest(self.layer, self.delta().detach())
+            (delta,) = self.parts()
+            return smallest(self.layer, delta.detach())
 
     @torch.no_grad()
     def narrowed(self, rank: int) -> "_Factors":
@@ -325,18 +329,6 @@ class _Factors(_Moving):
         return cls(layer, left[:, :rank] * root, root[:, None] * right[:rank], white)
 
     @classmethod
-    def along(
-        cls, layer: int, d_model: int, keys: Float[Tensor, "keys n_neurons"], white: Tensor, columns: int
-    ) -> "_Factors":
-        """B zero, A the directions that the keys use most in the whitened space; scaled so that a step of
-        Adam moves an entry of Z as far as it would one of a whole Z."""
-        seen = keys @ white.T
-        _, _, directions = torch.linalg.svd(seen, full_matrices=False)
-        right = seen.shape[1] ** 0.5 * directions[:columns]
-        left = torch.zeros(d_model, len(right), device=right.device)
-        return cls(layer, left, right.contiguous(), white, gain=len(right) ** -0.5)
-
-    @classmethod
     def drawn(cls, update: Update, rank: int, generator: torch.Generator) -> "_Factors":
         """As LoRA starts (Hu et al. 2022), with α = 2·rank: B zero, A uniform."""
         d_model, n_neurons = update.left.shape[0], update.right.shape[1]
@@ -344,26 +336,52 @@ class _Factors(_Moving):
         zero = torch.zeros(d_model, rank, device=update.left.device)
         return cls(update.layer, zero, drawn.to(update.right.device), gain=2.0)
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
+    def parts(self) -> Parts:
         right = self._right if self._white is None else self._right @ self._white
         return self._gain * self._left, right
 
-    def delta(self) -> Tensor:
-        left, right = self._factors()
-        whole: Tensor = left @ right
-        return whole
+    @torch.no_grad()
+    def finished(self) -> Update:
+        left, right = self.parts()
+        return Update(self.layer, left.detach(), right.detach())
+
+    def narrowed(self, rank: int) -> "_Factors":
+        return self
+
+
+class _Columns(_Moving):
+    """Δ = gain · B · right, of which B moves."""
+
+    def __init__(self, layer: int, left: Tensor, right: Tensor, gain: float) -> None:
+        self.layer = layer
+        self._left, self._right, self._gain = left.requires_grad_(True), right, gain
+        self.leaves = (self._left,)
+
+    @classmethod
+    def along(
+        cls, layer: int, d_model: int, keys: Float[Tensor, "keys n_neurons"], white: Tensor, columns: int
+    ) -> "_Columns":
+        """B zero, before the directions that the keys use most in the whitened space.
+
+        Scaled so that a step of Adam moves an entry of Z as far as it would one of a whole Z.
+        """
+        seen = keys @ white.T
+        _, _, directions = torch.linalg.svd(seen, full_matrices=False)
+        right = seen.shape[1] ** 0.5 * directions[:columns] @ white
+        return cls(layer, torch.zeros(d_model, len(right), device=right.device), right, len(right) ** -0.5)
+
+    def parts(self) -> Parts:
+        return self._gain * self._left, self._right
 
     @torch.no_grad()
     def finished(self) -> Update:
-        left, right = self._factors()
-        return Update(self.layer, left.detach(), right.detach())
+        left, right = self.parts()
+        return Update(self.layer, left.detach(), right)
 
     @torch.no_grad()
-    def narrowed(self, rank: int) -> "_Factors":
-        if rank >= self._left.shape[1]:
-            return self
-        moved = self._gain * self._left.detach() @ self._right.detach()
-        return _Factors.cut(self.layer, moved, rank, self._white)
+    def narrowed(self, rank: int) -> "_Columns":
+        left, size, right = torch.linalg.svd(self._left.detach(), full_matrices=False)
+        return _Columns(self.layer, left[:, :rank] * size[:rank], right[:rank] @ self._right, self._gain)
 
 
 def _movable(
@@ -396,7 +414,7 @@ def _movable(
             assert whiten is not None
             white = whiten[one.layer]
             if keys:
-                moving.append(_Factors.along(one.layer, lm.d_model, keys[one.layer], white, settings.columns))
+                moving.append(_Columns.along(one.layer, lm.d_model, keys[one.layer], white, settings.columns))
             else:
                 moving.append(_Free(update, white))
     return moving
@@ -410,35 +428,35 @@ def _size(weight: Tensor) -> float:
 @contextmanager
 def _moving_in(
     lm: LanguageModel, updates: Sequence[_Moving]
-) -> Iterator[tuple[list[Tensor], dict[int, Tensor]]]:
-    """Run with the updates in; yields each Δ, and by layer the leaf that stands for it and gathers gradients
-    over several runs."""
-    deltas = [update.delta() for update in updates]
+) -> Iterator[tuple[list[Parts], dict[int, Parts]]]:
+    """Run with the updates in; yields the parts of each Δ, and by layer the leaves that stand for them and
+    gather gradients over several runs."""
+    parts = [update.parts() for update in updates]
     leaves = {
-        update.layer: delta.detach().requires_grad_(True)
-        for update, delta in zip(updates, deltas, strict=True)
+        update.layer: tuple(part.detach().requires_grad_(part.requires_grad) for part in made)
+        for update, made in zip(updates, parts, strict=True)
     }
     with replacing(lm, leaves):
-        yield deltas, leaves
+        yield parts, leaves
 
 
 @contextmanager
 def _at_subjects(
-    lm: LanguageModel, watched: Mapping[int, Tensor], subject: Int[Tensor, " picked"]
+    lm: LanguageModel, watched: Mapping[int, Parts], subject: Int[Tensor, " picked"]
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Of each watched layer (its Δ), the squared lengths of what the update and of what the weights write at
     the rows' subject tokens."""
     written: list[tuple[Tensor, Tensor]] = []
     rows = torch.arange(len(subject), device=subject.device)
     with ExitStack() as stack:
-        for layer, delta in watched.items():
+        for layer, parts in watched.items():
 
-            def keep(_: object, args: tuple[Tensor, ...], output: Tensor, delta: Tensor = delta) -> None:
+            def keep(_: object, args: tuple[Tensor, ...], output: Tensor, parts: Parts = parts) -> None:
                 key, whole = (
-                    at_tokens(x.reshape(len(subject), -1, x.shape[-1]), rows, subject).to(delta)
+                    at_tokens(x.reshape(len(subject), -1, x.shape[-1]), rows, subject).to(parts[0])
                     for x in (args[0], output)
                 )
-                added = key @ delta.T
+                added = added_by(parts, key)
                 own = (whole - added).detach()
                 written.append(((added**2).sum(-1), (own**2).sum(-1)))
 

@@ -14,7 +14,7 @@ stops the second search early (docs/decisions.md): do not reorder.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -84,23 +84,78 @@ def adding(lm: LanguageModel, added: Mapping[int, Callable[[Tensor], Tensor]]) -
         yield
 
 
+Parts = tuple[Tensor, ...]
+"""Δ as it is, (Δ,), or as its factors, (left, right)."""
+
+
+def added_by(parts: Parts, key: Float[Tensor, "*rows n_neurons"]) -> Float[Tensor, "*rows d_model"]:
+    """What Δ adds to the down projection's output."""
+    for part in reversed(parts):
+        key = key @ part.T
+    return key
+
+
+class _Rounded(torch.autograd.Function):
+    """key · round(W + left·right)ᵀ, in W's dtype; gradients pass the rounding unchanged.
+
+    W + Δ is made anew on the way back, and Δ's gradient never whole, so that no layer's is held.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, key: Tensor, own: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(key, own, left, right)
+        return key @ _whole(own, left @ right).to(own.dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        key, own, left, right = ctx.saved_tensors
+        (grad,) = grads
+        to_key = grad @ _whole(own, left @ right).to(own.dtype) if ctx.needs_input_grad[0] else None
+        flat, keys = grad.flatten(0, -2).to(left), key.flatten(0, -2).to(left)
+        to_right = (flat @ left).T @ keys if ctx.needs_input_grad[3] else None
+        return to_key, None, flat.T @ (keys @ right.T), to_right
+
+
+def _whole(own: Tensor, delta: Tensor) -> Tensor:
+    """W + Δ in the wider of their dtypes, where W lies."""
+    return own.to(torch.promote_types(own.dtype, delta.dtype)) + delta.to(own.device)
+
+
 @contextmanager
-def replacing(lm: LanguageModel, deltas: Mapping[int, Tensor]) -> Iterator[None]:
+def replacing(lm: LanguageModel, deltas: Mapping[int, Parts]) -> Iterator[None]:
     """Run with W + Δ for the down projections' W, rounded to W's dtype as `Patch.apply` leaves it; gradients
-    pass the rounding unchanged. Weights are untouched."""
+    pass the rounding unchanged. Weights are untouched, and of factors no layer's product is held."""
     with ExitStack() as stack:
-        for layer, delta in deltas.items():
+        for layer, parts in deltas.items():
             own, bias = lm.subvalues(layer).T, lm.down_bias(layer)
-            whole = own.to(torch.promote_types(own.dtype, delta.dtype)) + delta.to(own.device)
-            if own.dtype != whole.dtype:
-                whole = whole + (whole.to(own.dtype).to(whole.dtype) - whole).detach()
-
-            def forward(key: Tensor, whole: Tensor = whole, bias: Tensor | None = bias) -> Tensor:
-                written = F.linear(key.to(whole.dtype), whole)
-                return (written if bias is None else written + bias).to(key.dtype)
-
+            parts = tuple(part.to(own.device) for part in parts)
+            forward = _by_whole(own, bias, *parts) if len(parts) == 1 else _by_factors(own, bias, *parts)
             stack.enter_context(run_by(lm.down(layer), forward))
         yield
+
+
+def _by_whole(own: Tensor, bias: Tensor | None, delta: Tensor) -> Callable[[Tensor], Tensor]:
+    whole = _whole(own, delta)
+    if own.dtype != whole.dtype:
+        whole = whole + (whole.to(own.dtype).to(whole.dtype) - whole).detach()
+
+    def forward(key: Tensor) -> Tensor:
+        written = F.linear(key.to(whole.dtype), whole)
+        return (written if bias is None else written + bias).to(key.dtype)
+
+    return forward
+
+
+def _by_factors(own: Tensor, bias: Tensor | None, left: Tensor, right: Tensor) -> Callable[[Tensor], Tensor]:
+    rounds = own.dtype != torch.promote_types(own.dtype, left.dtype)
+
+    def forward(key: Tensor) -> Tensor:
+        if rounds:
+            written: Tensor = _Rounded.apply(key, own, left, right)  # type: ignore[no-untyped-call]
+            return written if bias is None else written + bias
+        return F.linear(key, own, bias) + added_by((left, right), key.to(left)).to(key.dtype)
+
+    return forward
 
 
 @contextmanager

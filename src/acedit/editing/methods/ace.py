@@ -18,6 +18,7 @@ from acedit.editing.stages import Stage
 from acedit.knowledge.compose import Amounts
 
 PASSES = 4
+COLUMNS = 256  # of Δ at most: more directions than the keys of some hundred facts use
 AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8, hold=12, kin=16, replay=80, aloud=0.25)
 
 ACE = Method(
@@ -26,7 +27,7 @@ ACE = Method(
     layers="all",
     amounts=AMOUNTS,
     ends=True,
-    polish=Polish(space="whitened", near=1.0, shift=30.0, unfelt=0.1, passes=PASSES),
+    polish=Polish(space="whitened", columns=COLUMNS, near=1.0, shift=30.0, unfelt=0.1, passes=PASSES),
 )
 
 CLOSED = Method(
