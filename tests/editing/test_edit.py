@@ -243,6 +243,21 @@ def test_alphaedit_spares_what_earlier_patches_wrote(tmp_path: Path, monkeypatch
     torch.testing.assert_close(again.delta(), same.delta())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ace_on_a_wide_model_leaves_few_columns(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Where d_model is over the columns, as on real models: a patch and an adapter of that rank."""
+    lm = tiny_lm("qwen3", dtype=dtype)
+    whole = short("ace")
+    assert whole.polish is not None
+    wide = replace(whole, polish=replace(whole.polish, columns=8, lr=3e-3))
+    patch = edit(lm, EDITS, known=KNOWN, method=wide, cache_dir=tmp_path)
+    assert {update.left.shape[1] for update in patch.updates} == {8}
+    was, now = loss(lm, patch)
+    assert now < was - 0.1
+    narrow = edit(lm, EDITS, known=KNOWN, method=wide.narrowed(2), cache_dir=tmp_path)
+    assert {update.left.shape[1] for update in narrow.updates} == {2}
+
+
 @pytest.mark.parametrize("name", ["memit", "alphaedit"])
 def test_a_patched_model_can_be_edited_further(name: str, tmp_path: Path) -> None:
     """Layers are chosen on the model as it stands; what needs the unedited one takes its patches off."""
