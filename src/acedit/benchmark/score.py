@@ -179,6 +179,7 @@ class Scorer:
     ) -> None:
         if not cases:
             raise UserError("there are no cases to score")
+        distinct(case.id for case in cases)
         if cot and (needed := len(lm.token_ids(COT_PROMPT))) >= lm.context:
             raise UserError(
                 f"the few-shot prompt of thinking aloud (G.1) has {needed} tokens, the model's context is "
@@ -188,7 +189,6 @@ class Scorer:
         if progress is not None:
             self._told["progress"] = lambda done, of: progress(done, of, "questions answered")
         self._lm, self._cases, self._cot, self._batch = lm, tuple(cases), cot, batch_size
-        distinct(case.id for case in cases)
         self.before = []
         with patches_off(lm):
             self._neighbours = self._having_right(list(_neighbours(cases, known, beside, seed)))
