@@ -25,7 +25,7 @@ TASKS = Path(str(resources.files("acedit.benchmark") / "tasks"))
 def refuse_caseless(tasks: Sequence[str], cases: str | Path | None) -> None:
     """Raises UserError where one of our own tasks is asked for without the cases it asks about."""
     ours = {path.stem for path in TASKS.glob("*.yaml")}
-    if cases is None and (without := [task for task in tasks if task in ours or task == "mquake"]):
+    if cases is None and (without := [task for task in tasks if task in ours]):
         raise UserError(f"--tasks {without[0]} asks about cases: give --cases FILE, in MQuAKE's format")
 
 

@@ -132,14 +132,12 @@ def joined(runs: Mapping[str, Rows]) -> Rows:
         if by_method.setdefault(method, name) != name:
             raise UserError(f"{by_method[method]} and {name} both hold {method!r}; give one of them")
     every = runs.values()
-    return Rows(
-        tuple(method for method, _ in methods),
-        one.cases,
-        tuple(unit for rows in every for unit in rows.units),
-        {key: records for rows in every for key, records in rows.records.items()},
-        tuple(dict.fromkeys(note for rows in every for note in rows.notes)),
-        one.fingerprint,
-        one.seed,
+    return replace(
+        one,
+        methods=tuple(method for method, _ in methods),
+        units=tuple(unit for rows in every for unit in rows.units),
+        records={key: records for rows in every for key, records in rows.records.items()},
+        notes=tuple(dict.fromkeys(note for rows in every for note in rows.notes)),
     )
 
 

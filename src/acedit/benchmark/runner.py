@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from acedit.attribution.plan import Plan
 from acedit.benchmark.evaluate import PLANNED, edit_cases, shared_plan, size_of
 from acedit.benchmark.faults import Fault, audit, contradicting, counts, pack, without
 from acedit.benchmark.fluency import perplexity
-from acedit.benchmark.leak import LeakError, clear_of
+from acedit.benchmark.leak import LeakError, without_scored
 from acedit.benchmark.pools import Inline, OnRay, Pool, Processes, shared_out, visible_gpus
 from acedit.benchmark.ripple import RippleCase, RippleScorer
 from acedit.benchmark.score import Asked, Record, Scorer, distinct
@@ -75,6 +75,11 @@ class Job:
     text: tuple[str, ...] = ()
     cache_dir: Path | None = None
     scratch: Path | None = None  # where the patches of a sequence wait for its end
+
+    @cached_property
+    def known_digest(self) -> str:
+        """sha256 (hex) of the known facts, with their wordings."""
+        return _digest([asdict(fact) for fact in self.known])
 
 
 @dataclass(frozen=True)
@@ -193,8 +198,7 @@ class Worker:
         self._asking(item)
         self._planned(item.method)
         # One text for all steps: what it gives is kept, and is of the unedited model.
-        clear = clear_of(item.cases, self._job.known)
-        text = self._job.text or text_of(self._lm, clear["known"])
+        text = self._job.text or text_of(self._lm, without_scored(self._job.known, item.cases))
         by_step = {unit.step: unit for unit in item.units}
         known = {fact.key: fact for fact in self._job.known}
         facts, seconds, rank, norm = 0, 0.0, 0, 0.0
@@ -301,18 +305,19 @@ def items_of(
 ) -> list[Item]:
     """Every item of a run, group by group, each unit keyed by all its result depends on; first: the number
     of the first group."""
-    known = _digest([asdict(fact) for fact in job.known])
     planned = _digest(job.plan.to_json() if job.plan else [_case_form(case) for case in job.planned])
     beside = _digest([_case_form(case) for case in job.beside])
     text = _digest(job.text)
+    states = [method.state(fingerprint) for method in methods]
     items = []
     for g, group in enumerate(groups, start=first):
         forms = [_case_form(case) for case in group]
-        for method in methods:
+        for method, state in zip(methods, states, strict=True):
             depends = {
                 "protocol": PROTOCOL, "version": __version__, "model": fingerprint,
-                "method": asdict(method), "state": method.state(fingerprint), "cases": forms,
-                "known": known, "beside": beside, "seed": job.seed, "cot": job.cot, "threads": job.threads,
+                "method": asdict(method), "state": state, "cases": forms,
+                "known": job.known_digest, "beside": beside, "seed": job.seed, "cot": job.cot,
+                "threads": job.threads,
                 "at_once": at_once or 0,
                 "plan": ((method.ranged and job.preset) or planned) if method.planned else None,
             }  # fmt: skip
@@ -388,7 +393,7 @@ def run(
         grouped = {None: groups}
         say(f"the sequence is of the first {len(groups[0])} cases that do not contradict")
     first = [case for group in groups for case in group][:PLANNED]
-    beside = () if job.known else tuple(case for case in cases if isinstance(case, Case))
+    beside = () if job.known else tuple(chains)
     job = replace(
         job, planned=tuple(first), beside=beside, scratch=Path(folder) / "sequence" if sequence else None
     )
@@ -432,7 +437,7 @@ def run(
         if job.plan is None and any(i.method.planned and not (job.preset and i.method.ranged) for i in todo):
             say("choosing layers")
             try:
-                job = replace(job, plan=_plan_of(job, own, store))
+                job = replace(job, plan=_plan_of(job, own, model, store))
             except Exception as error:  # what fails is what needs them, as any item does
                 job = replace(job, unplanned=_said(error))
         pool = _pool(job, own, workers, ray, inline=lm is not None)
@@ -453,7 +458,7 @@ def run(
 def _settings(job: Job, methods: Sequence[Method]) -> dict[str, Any]:
     """What runs must have in common to stand in one table."""
     return {
-        "known facts": _digest([asdict(fact) for fact in job.known])[:16],
+        "known facts": job.known_digest[:16],
         "text": _digest(job.text)[:16],
         "preset": job.preset,
         "cot": job.cot,
@@ -461,11 +466,10 @@ def _settings(job: Job, methods: Sequence[Method]) -> dict[str, Any]:
     }
 
 
-def _plan_of(job: Job, lm: LanguageModel, store: Store) -> Plan:
-    """The layers of the run, those the store holds where they were chosen from the same."""
+def _plan_of(job: Job, lm: LanguageModel, model: str, store: Store) -> Plan:
+    """The layers of the run, those the store holds where they were chosen from the same. model: its key."""
     forms, facts = [_case_form(case) for case in job.planned], [asdict(fact) for fact in job.known]
-    model = [lm.fingerprint, _reading(lm), lm.device.type]
-    of = _digest([PROTOCOL, __version__, *model, job.seed, job.threads, forms, facts])
+    of = _digest([PROTOCOL, __version__, model, job.seed, job.threads, forms, facts])
     kept = store.meta("layers")
     if kept is not None and kept["of"] == of:
         return Plan.from_json(kept["plan"])

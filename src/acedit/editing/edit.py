@@ -11,7 +11,7 @@ object). The text for the covariance is the known facts said as they are, before
 """
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
@@ -165,11 +165,12 @@ def believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) ->
 
 def _notice_known(edits: Sequence[Edit], known: Sequence[Fact]) -> None:
     """Say where an edit changes nothing, or not what its `old` says, by the known facts."""
-    held: dict[tuple[str, str], set[str]] = defaultdict(set)
+    held: dict[tuple[str, str], set[str]] = {one.key: set() for one in edits}
     for fact in known:
-        held[fact.key] |= {fact.object, *fact.aliases}
+        if fact.key in held:
+            held[fact.key] |= {fact.object, *fact.aliases}
     for one in edits:
-        told = held.get(one.key, set())
+        told = held[one.key]
         if one.target in told:
             log.warning("the known facts already say %r of %r", one.target, one.prompt.format(one.subject))
         elif told and one.old and one.old not in told:

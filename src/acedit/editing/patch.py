@@ -214,9 +214,8 @@ class Patch:
         written.
         """
         self.refuse_memory("there is nothing to export")
-        if (
-            Path(folder) / "config.json"
-        ).exists():  # transformers would put the adapter on that model unasked
+        # Transformers loads an adapter that lies beside a model with it, unasked.
+        if (Path(folder) / "config.json").exists():
             raise UserError(f"{folder}: is a model's folder; an adapter there would change that model")
         modules = self.place["modules"]
         ranks: dict[str, int] = {}

@@ -259,8 +259,11 @@ class _Moving(ABC):
     def parts(self) -> Parts:
         """What Δ now is, through which gradients reach the leaves."""
 
-    @abstractmethod
-    def finished(self) -> Update: ...
+    @torch.no_grad()
+    def finished(self) -> Update:
+        """The update it now is."""
+        parts = [part.detach() for part in self.parts()]
+        return smallest(self.layer, *parts) if len(parts) == 1 else Update(self.layer, *parts)
 
     @abstractmethod
     def narrowed(self, rank: int) -> "_Moving":
@@ -294,11 +297,6 @@ class _Free(_Moving):
         moved = self._moved if self._white is None else self._moved @ self._white
         return (moved if self._fixed is None else self._fixed + moved,)
 
-    def finished(self) -> Update:
-        with torch.no_grad():
-            (delta,) = self.parts()
-            return smallest(self.layer, delta.detach())
-
     @torch.no_grad()
     def narrowed(self, rank: int) -> "_Factors":
         moved = self._moved.detach()
@@ -307,7 +305,9 @@ class _Free(_Moving):
             moved = moved + (
                 self._fixed if white is None else torch.linalg.solve(white, self._fixed, left=False)
             )
-        return _Factors.cut(self.layer, moved, rank, self._white)
+        left, size, right = torch.linalg.svd(moved, full_matrices=False)
+        root = size[:rank].sqrt()
+        return _Factors(self.layer, left[:, :rank] * root, root[:, None] * right[:rank], self._white)
 
 
 class _Factors(_Moving):
@@ -322,13 +322,6 @@ class _Factors(_Moving):
         self.leaves = (self._left, self._right)
 
     @classmethod
-    def cut(cls, layer: int, moved: Tensor, rank: int, white: Tensor | None) -> "_Factors":
-        """The nearest of `rank` to what moved."""
-        left, size, right = torch.linalg.svd(moved, full_matrices=False)
-        root = size[:rank].sqrt()
-        return cls(layer, left[:, :rank] * root, root[:, None] * right[:rank], white)
-
-    @classmethod
     def drawn(cls, update: Update, rank: int, generator: torch.Generator) -> "_Factors":
         """As LoRA starts (Hu et al. 2022), with α = 2·rank: B zero, A uniform."""
         d_model, n_neurons = update.left.shape[0], update.right.shape[1]
@@ -339,11 +332,6 @@ class _Factors(_Moving):
     def parts(self) -> Parts:
         right = self._right if self._white is None else self._right @ self._white
         return self._gain * self._left, right
-
-    @torch.no_grad()
-    def finished(self) -> Update:
-        left, right = self.parts()
-        return Update(self.layer, left.detach(), right.detach())
 
     def narrowed(self, rank: int) -> "_Factors":
         return self
@@ -372,11 +360,6 @@ class _Columns(_Moving):
 
     def parts(self) -> Parts:
         return self._gain * self._left, self._right
-
-    @torch.no_grad()
-    def finished(self) -> Update:
-        left, right = self.parts()
-        return Update(self.layer, left.detach(), right)
 
     @torch.no_grad()
     def narrowed(self, rank: int) -> "_Columns":

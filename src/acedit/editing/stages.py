@@ -165,7 +165,7 @@ def updates_in(lm: LanguageModel, updates: Sequence[Update]) -> Iterator[None]:
     def term(update: Update) -> Callable[[Tensor], Tensor]:
         def added(key: Tensor) -> Tensor:
             left, right = update.left.to(key.device), update.right.to(key.device)
-            return (key.to(right.dtype) @ right.T) @ left.T
+            return added_by((left, right), key.to(right.dtype))
 
         return added
 

@@ -368,7 +368,7 @@ def train(
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} is not there: {first_line(error)}") from error
     out.mkdir(parents=True, exist_ok=True)
-    _refuse_other(out, settings)
+    done = _steps_done(out, settings)
     world = build_world()
     corpus = Corpus(world, settings.seed, settings.strangers)
     tokenizer = _tokenizer(out, world, corpus, settings)
@@ -386,8 +386,8 @@ def train(
     )
     held = HeldOut(world, 1)
     probes = {kind: [held.draw(kind) for _ in range(300)] for kind in ("one_hop", *HOPS, "thoughts")}
-    done = _resume(out, model, (muon, adam), settings)
     if done:
+        _resume(out, model, (muon, adam))
         say(f"resuming at step {done}")
     model.train()
     ready = DataLoader(
@@ -438,16 +438,20 @@ def _as_it_is(step: Step) -> Step:
     return step
 
 
-def _refuse_other(out: Path, settings: Settings) -> None:
-    """Raises UserError for a folder that holds a run of other settings: its tokenizer is of those."""
+def _steps_done(out: Path, settings: Settings) -> int:
+    """How many steps an interrupted run left in `out`, 0 for none.
+
+    Raises UserError for a run of other settings: its tokenizer is of those too.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = out / "resume.safetensors"
     if not path.exists():
-        return
+        return 0
     try:
         with safe_open(path, "pt") as f:
-            before = json.loads(f.metadata()["settings"])
+            metadata = f.metadata()
+        before, steps = json.loads(metadata["settings"]), int(metadata["step"])
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: is cut short or altered ({error}); remove it to start anew") from None
     now = json.loads(json.dumps(asdict(settings)))
@@ -457,6 +461,7 @@ def _refuse_other(out: Path, settings: Settings) -> None:
                 f"{out}: holds a run with {name} {before.get(name)}, not {now.get(name)}; "
                 "choose another --out, or remove its resume.safetensors"
             )
+    return steps
 
 
 def _tokenizer(out: Path, world: World, corpus: Corpus, settings: Settings) -> PreTrainedTokenizerFast:
@@ -498,21 +503,9 @@ def _checkpoint(
     save_tensors(out / "resume.safetensors", tensors, metadata)
 
 
-def _resume(
-    out: Path,
-    model: torch.nn.Module,
-    optimizers: tuple[torch.optim.Optimizer, ...],
-    settings: Settings,
-) -> int:
-    """Load what an interrupted run of the same settings left; the number of steps it had done."""
-    from safetensors import safe_open
-
-    path = out / "resume.safetensors"
-    if not path.exists():
-        return 0
-    with safe_open(path, "pt") as f:
-        metadata = f.metadata()
-    tensors = load_file(path)
+def _resume(out: Path, model: torch.nn.Module, optimizers: tuple[torch.optim.Optimizer, ...]) -> None:
+    """Load what an interrupted run left."""
+    tensors = load_file(out / "resume.safetensors")
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(tensors[f"model/{name}"])
@@ -524,4 +517,3 @@ def _resume(
                 _, _, key, field = name.split("/")
                 state.setdefault(int(key), {})[field] = value
         optimizer.load_state_dict({**whole, "state": state})
-    return int(metadata["step"])
