@@ -344,6 +344,17 @@ def test_a_sequence_asks_after_its_own_cases_alone(
     assert "the sequence is of the first 2 cases that do not contradict" in said
 
 
+def test_what_a_method_reads_is_looked_up_by_the_models_own_fingerprint(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hyper-network trained anew is another unit: its state is asked for by the name it is kept under."""
+    asked: list[str] = []
+    monkeypatch.setattr(Method, "state", lambda _, fingerprint: asked.append(fingerprint) or "s")
+    monkeypatch.setattr(runner, "_drive", lambda *_: None)
+    run(job, cases, [method("mend")], folder=tmp_path, lm=lm)
+    assert asked == [lm.fingerprint]
+
+
 def test_another_tokenizer_is_another_model(lm: LanguageModel) -> None:
     """The fingerprint is of the weights; what is said depends on how they are read too."""
     other = LanguageModel(lm.model, byte_tokenizer())

@@ -302,9 +302,12 @@ def items_of(
     at_once: int | None,
     steps: Sequence[int] = (),
     first: int = 0,
+    run_as: str = "",
 ) -> list[Item]:
-    """Every item of a run, group by group, each unit keyed by all its result depends on; first: the number
-    of the first group."""
+    """Every item of a run, group by group, each unit keyed by all its result depends on.
+
+    first: the number of the first group. run_as: how and where the weights with this fingerprint are used.
+    """
     planned = _digest(job.plan.to_json() if job.plan else [_case_form(case) for case in job.planned])
     beside = _digest([_case_form(case) for case in job.beside])
     text = _digest(job.text)
@@ -314,7 +317,7 @@ def items_of(
         forms = [_case_form(case) for case in group]
         for method, state in zip(methods, states, strict=True):
             depends = {
-                "protocol": PROTOCOL, "version": __version__, "model": fingerprint,
+                "protocol": PROTOCOL, "version": __version__, "model": f"{fingerprint}/{run_as}",
                 "method": asdict(method), "state": state, "cases": forms,
                 "known": job.known_digest, "beside": beside, "seed": job.seed, "cot": job.cot,
                 "threads": job.threads,
@@ -406,7 +409,7 @@ def run(
                     preset(job.preset).fitted(own, method)
                 else:
                     say(f"preset {job.preset!r} names no layers for {method.name}: they are chosen")
-        model = f"{own.fingerprint}/{_reading(own)}/{own.device.type}"
+        run_as = f"{_reading(own)}/{own.device.type}"
         items: list[Item] = []
         seen: list[list[tuple[AnyCase, ...]]] = []
         steps = sorted(set(sequence))
@@ -414,7 +417,16 @@ def run(
             if some in seen:
                 continue  # so many at once are all there are, or the other way about
             seen.append(some)
-            items += items_of(job, model, some, methods, at_once=number, steps=steps, first=len(items))
+            items += items_of(
+                job,
+                own.fingerprint,
+                some,
+                methods,
+                at_once=number,
+                steps=steps,
+                first=len(items),
+                run_as=run_as,
+            )
         store.set_meta(
             {
                 "plan": [unit.key for item in items for unit in item.units],
@@ -437,7 +449,7 @@ def run(
         if job.plan is None and any(i.method.planned and not (job.preset and i.method.ranged) for i in todo):
             say("choosing layers")
             try:
-                job = replace(job, plan=_plan_of(job, own, model, store))
+                job = replace(job, plan=_plan_of(job, own, run_as, store))
             except Exception as error:  # what fails is what needs them, as any item does
                 job = replace(job, unplanned=_said(error))
         pool = _pool(job, own, workers, ray, inline=lm is not None)
@@ -466,10 +478,10 @@ def _settings(job: Job, methods: Sequence[Method]) -> dict[str, Any]:
     }
 
 
-def _plan_of(job: Job, lm: LanguageModel, model: str, store: Store) -> Plan:
-    """The layers of the run, those the store holds where they were chosen from the same. model: its key."""
+def _plan_of(job: Job, lm: LanguageModel, run_as: str, store: Store) -> Plan:
+    """The layers of the run, those the store holds where they were chosen from the same."""
     forms, facts = [_case_form(case) for case in job.planned], [asdict(fact) for fact in job.known]
-    of = _digest([PROTOCOL, __version__, model, job.seed, job.threads, forms, facts])
+    of = _digest([PROTOCOL, __version__, lm.fingerprint, run_as, job.seed, job.threads, forms, facts])
     kept = store.meta("layers")
     if kept is not None and kept["of"] == of:
         return Plan.from_json(kept["plan"])
