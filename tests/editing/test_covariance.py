@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from acedit.editing import covariance
-from acedit.editing.covariance import covariances, inverse_roots
+from acedit.editing.covariance import covariances
 from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
@@ -98,26 +98,6 @@ def test_patches_come_off_while_it_is_taken(tmp_path: Path) -> None:
         covariances(lm, [""], [0], cache_dir=tmp_path)
 
 
-def test_keys_beside_the_text_cost_a_step_along_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = tiny_lm("qwen3")
-    key = torch.randn(lm.n_neurons)
-    beside = {1: key[None]}
-
-    def along(weight: float) -> float:
-        root = inverse_roots(lm, TEXTS, [1], beside=beside, weight=weight, cache_dir=tmp_path)[1]
-        return float((root @ key).norm() / key.norm())
-
-    assert along(0.0) > along(1.0) > along(10.0)
-    other = {1: torch.randn(3, lm.n_neurons)}
-    monkeypatch.setattr(covariance, "inverse_root", lambda *_: pytest.fail("took a root anew"))
-    plain = inverse_roots(lm, TEXTS, [1], cache_dir=tmp_path)[1]
-    unweighed = inverse_roots(lm, TEXTS, [1], beside=beside, weight=0.0, cache_dir=tmp_path)[1]
-    assert torch.equal(plain, unweighed)
-    assert not torch.equal(
-        plain, inverse_roots(lm, TEXTS, [1], beside=other, weight=1.0, cache_dir=tmp_path)[1]
-    )
-
-
 def test_layers_whose_sums_do_not_fit_together_are_read_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,4 +115,3 @@ def test_layers_whose_sums_do_not_fit_together_are_read_in_turn(
     found = covariances(lm, TEXTS, [0, 1, 2], cache_dir=tmp_path / "parts")
     assert read == [(0, 1), (2,)]
     assert all(torch.equal(whole[layer], found[layer]) for layer in whole)
-    assert list(inverse_roots(lm, TEXTS, [2, 0], cache_dir=tmp_path / "roots")) == [2, 0]

@@ -10,7 +10,7 @@ from acedit.editing.keys import edited_keys, keys_at
 from acedit.editing.methods import method
 from acedit.editing.polish import LEAST, VAIN, Polish, _Columns, _Free, _Pool, polish
 from acedit.editing.rows import Rows
-from acedit.editing.solve import inverse_root
+from acedit.editing.solve import factor, inverse
 from acedit.editing.stages import Update, updates_in
 from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
@@ -33,9 +33,8 @@ def test_polish_lowers_the_loss_and_leaves_weights(model: LanguageModel, space: 
         for layer in (0, 1)
     ]
     weights = [model.down_weight(layer).clone() for layer in range(model.n_layers)]
-    white = {layer: inverse_root(torch.eye(model.n_neurons)) for layer in (0, 1)}
     settings = Polish(steps=30, lr=2e-2, space=space, replay=0.0)  # type: ignore[arg-type]
-    done = polish(model, start, rows, (), settings, seed=0, whiten=white)
+    done = polish(model, start, rows, (), settings, seed=0, metric=lambda _: lambda keys: keys)
 
     def loss(updates: list[Update]) -> float:
         with updates_in(model, updates), torch.no_grad():
@@ -209,20 +208,16 @@ def test_what_must_stay_is_never_given_up(model: LanguageModel) -> None:
     assert not pool.seems_done()
 
 
-@pytest.mark.parametrize("whitened", [False, True])
-def test_narrowed_is_the_nearest_of_its_rank_in_the_space_it_moved_in(whitened: bool) -> None:
+def test_narrowed_is_the_nearest_of_its_rank() -> None:
     g = torch.Generator().manual_seed(0)
-    root = torch.randn(12, 12, generator=g)
-    white = (root @ root.T + torch.eye(12)) if whitened else None
     fixed = Update(0, torch.randn(6, 2, generator=g), torch.randn(2, 12, generator=g))
-    free = _Free(fixed, white)
+    free = _Free(fixed)
     with torch.no_grad():
         free.leaves[0].copy_(torch.randn(6, 12, generator=g))
-    inverse = torch.eye(12) if white is None else torch.linalg.inv(white)
     (whole,) = free.parts()
-    left, size, right = torch.linalg.svd(whole.detach() @ inverse)
-    nearest = (left[:, :3] * size[:3]) @ right[:3] @ (torch.eye(12) if white is None else white)
+    left, size, right = torch.linalg.svd(whole.detach(), full_matrices=False)
     found = free.narrowed(3)
+    nearest = (left[:, :3] * size[:3]) @ right[:3]
     torch.testing.assert_close(found.finished().delta, nearest, rtol=1e-3, atol=1e-3)
     update = found.finished()
     assert (update.left.shape, update.right.shape) == ((6, 3), (3, 12))
@@ -234,7 +229,7 @@ def test_a_polish_in_a_low_rank_says_what_it_is_to_say(model: LanguageModel) -> 
     told, settings = prompts(), Polish(steps=30, lr=5e-3)
     whole = polish(model, zero(model), told, (), settings, seed=0)
     narrow = polish(model, zero(model), told, (), replace(settings, narrow=1), seed=0)
-    cut = [_Free(update, None).narrowed(1).finished() for update in whole]
+    cut = [_Free(update).narrowed(1).finished() for update in whole]
     assert {update.left.shape[1] for update in narrow} == {1}
     rows = Rows(model, told, ())
 
@@ -255,26 +250,26 @@ def test_only_whole_updates_can_be_narrowed() -> None:
             method(name).narrowed(16)
 
 
-def test_a_wide_update_moves_along_its_own_keys(model: LanguageModel) -> None:
-    """With as many columns as there are keys it says what a whole one does, in their span alone."""
-    told = prompts()
-    settings = Polish(steps=60, lr=5e-3, space="whitened")
+def preserved(n_neurons: int) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
-    root = torch.eye(model.n_neurons) + 0.1 * torch.randn(model.n_neurons, model.n_neurons, generator=g)
+    root = torch.eye(n_neurons) + 0.1 * torch.randn(n_neurons, n_neurons, generator=g)
+    return root @ root.T
+
+
+def test_a_whitened_update_moves_along_its_own_keys(model: LanguageModel) -> None:
+    """In the span of P⁻¹·k alone, of as many columns as are asked for and no more than d_model."""
+    told, p = prompts(), preserved(model.n_neurons)
+    settings = Polish(steps=60, lr=5e-3, space="whitened")
     keys = edited_keys(model, split(model, told), [0])[0]
-    columns = int(torch.linalg.matrix_rank(keys))
-    assert columns < model.d_model
+    near = inverse(factor(p))
+    span = int(torch.linalg.matrix_rank(keys))
+    assert 3 < span < model.d_model
     ways = {
-        name: polish(model, zero(model), told, (), replace(settings, **more), seed=0, whiten={0: root})
-        for name, more in {
-            "whole": {},
-            "along": {"columns": columns},
-            "narrow": {"columns": columns, "narrow": 2},
-            "plenty": {"columns": model.d_model},
-        }.items()
+        name: polish(model, zero(model), told, (), replace(settings, **more), seed=0, metric=lambda _: near)
+        for name, more in {"all": {}, "few": {"columns": 3}, "narrow": {"narrow": 2}}.items()
     }
     ranks = {name: update.left.shape[1] for name, (update,) in ways.items()}
-    assert ranks == {"whole": model.d_model, "along": columns, "narrow": 2, "plenty": model.d_model}
+    assert ranks == {"all": span, "few": 3, "narrow": 2}
     rows = Rows(model, told, ())
 
     def loss(updates: list[Update]) -> float:
@@ -282,24 +277,54 @@ def test_a_wide_update_moves_along_its_own_keys(model: LanguageModel) -> None:
             return sum(float(rows.losses(group).sum()) for group in rows.together())
 
     losses = {name: loss(updates) for name, updates in ways.items()}
-    assert losses["along"] < 0.9 * loss(zero(model))
-    assert losses["whole"] == losses["plenty"]
-    # Δ = Z·T with Z in the span of T·k.
-    (along,) = ways["along"]
-    z = torch.linalg.solve(root, along.right, left=False)
-    seen = torch.linalg.qr(root @ keys.T).Q
-    assert float((z - z @ seen @ seen.T).norm()) < 1e-3 * float(z.norm())
+    assert losses["all"] < losses["few"] < loss(zero(model))
+    assert losses["all"] < 0.9 * loss(zero(model))
+    (along,) = ways["all"]
+    seen = torch.linalg.qr(torch.linalg.solve(p.double(), keys.double().T)).Q
+    right = along.right.double()
+    assert float((right - right @ seen @ seen.T).norm()) < 1e-3 * float(right.norm())
+
+
+def test_along_what_is_preserved_a_step_moves_less(model: LanguageModel) -> None:
+    """The first of two keys is a hundred times in P: one step of Adam changes what it writes the less."""
+    n = model.n_neurons
+    keys = torch.zeros(2, n)
+    keys[0, 0] = keys[1, 1] = 1.0
+    p = torch.eye(n)
+    p[0, 0] = 100.0
+    moving = _Columns.along(0, 4, keys, inverse(factor(p)), 2)
+    with torch.no_grad():
+        moving.leaves[0].fill_(1.0)
+    written = (moving.finished().delta @ keys.T).norm(dim=0)
+    assert float(written[1] / written[0]) == pytest.approx(10.0, rel=1e-3)
+
+
+def test_whitened_needs_a_metric(model: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="needs P⁻¹"):
+        polish(model, zero(model), prompts(), (), Polish(space="whitened"), seed=0)
+
+
+def test_more_columns_than_d_model_end_as_one_side_whole() -> None:
+    keys = torch.randn(9, 12, generator=torch.Generator().manual_seed(0))
+    moving = _Columns.along(0, 6, keys, lambda k: k, 9)
+    with torch.no_grad():
+        moving.leaves[0].normal_(generator=torch.Generator().manual_seed(1))
+    assert moving.leaves[0].shape == (6, 9)
+    (delta,) = moving.parts()
+    update = moving.finished()
+    assert update.left.shape == (6, 6)
+    torch.testing.assert_close(update.delta, delta.detach())
 
 
 def test_columns_narrow_to_the_nearest() -> None:
     g = torch.Generator().manual_seed(0)
-    white = torch.eye(12) + 0.1 * torch.randn(12, 12, generator=g)
-    moving = _Columns.along(0, 6, torch.randn(9, 12, generator=g), white, 5)
+    p = preserved(12)
+    moving = _Columns.along(0, 6, torch.randn(9, 12, generator=g), inverse(factor(p)), 5)
     with torch.no_grad():
         moving.leaves[0].copy_(torch.randn(6, 5, generator=g))
-    inverse = torch.linalg.inv(white)
-    left, size, right = torch.linalg.svd(moving.finished().delta @ inverse)
-    nearest = (left[:, :2] * size[:2]) @ right[:2] @ white
+    root = torch.linalg.cholesky(p)
+    left, size, right = torch.linalg.svd(moving.finished().delta @ root, full_matrices=False)
+    nearest = (left[:, :2] * size[:2]) @ right[:2] @ torch.linalg.inv(root)
     found = moving.narrowed(2).finished()
     assert found.left.shape == (6, 2)
     torch.testing.assert_close(found.delta, nearest, rtol=1e-3, atol=1e-3)

@@ -1,10 +1,13 @@
 """What the covariance's text is, and how readily a model reads it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from acedit.editing import preserve
-from acedit.editing.preserve import SAMPLED, TOKENS_A_NEURON, surprise, text_of
+from acedit.editing.covariance import covariances
+from acedit.editing.preserve import RIDGE, SAMPLED, TOKENS_A_NEURON, metric_beside, surprise, text_of
 from acedit.knowledge.compose import belief_texts
 from acedit.knowledge.prose import prose, wikitext
 from acedit.lm.model import LanguageModel
@@ -37,6 +40,21 @@ def test_facts_stand_alone_where_the_model_reads_prose_worse(monkeypatch: pytest
         assert (len(found) > len(said)) == (worse == "facts")
     monkeypatch.setattr(lm, "n_neurons", 1)  # so many facts that nothing is asked
     assert text_of(lm, KNOWN) == said
+
+
+def test_kin_beside_the_text_cost_a_step_along_them(tmp_path: Path) -> None:
+    """P = C + ridge, and the kin's second moment at C's trace times its weight."""
+    lm, texts = tiny_lm("qwen3"), ["Ann Lee is a citizen of Peru.", "Who is Bo Ray?"]
+    kin = {1: torch.randn(3, lm.n_neurons)}
+    c = covariances(lm, texts, [1], cache_dir=tmp_path)[1].double()
+    k = kin[1].double()
+    for weight in (0.0, 1.0, 10.0):
+        p = c + RIDGE * c.trace() / lm.n_neurons * torch.eye(lm.n_neurons).double()
+        p = p + weight * c.trace() * (k.T @ k) / k.square().sum()
+        found = metric_beside(lm, texts, [1], kin, weight, tmp_path)(1)(k.T)
+        torch.testing.assert_close(found, torch.linalg.solve(p, k.T), rtol=1e-6, atol=1e-9)
+    alone = metric_beside(lm, texts, [1], cache_dir=tmp_path)(1)(k.T)
+    assert float((k * found.T).sum()) < 0.5 * float((k * alone.T).sum())
 
 
 def test_surprise_is_the_loss_of_the_next_token() -> None:

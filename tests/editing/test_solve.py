@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acedit.editing.solve import factor, inverse, inverse_root, null_space, root_beside, solve
+from acedit.editing.solve import directions, factor, inverse, mean_diagonal, null_space, solve
 
 
 def problem(n: int, seed: int, d: int = 5, width: int = 12) -> tuple[torch.Tensor, ...]:
@@ -58,26 +58,30 @@ def test_singular_preservation_is_refused() -> None:
         factor(torch.zeros(4, 4))
 
 
-@pytest.mark.parametrize("ridge", [0.0, 0.3])
-def test_the_inverse_root_is_one(ridge: float) -> None:
-    _, _, c = problem(3, 5)
-    root = inverse_root(c, ridge).double()
-    whole = c.double() + ridge * c.trace().double() / 12 * torch.eye(12)
-    assert torch.allclose(root, root.T, atol=1e-6)
-    assert torch.allclose(root @ whole @ root, torch.eye(12, dtype=torch.float64), atol=1e-4)
-
-
 @settings(max_examples=25, deadline=None)
-@given(n=st.integers(1, 30), repeated=st.booleans(), weight=st.sampled_from([0.0, 1e-3, 1.0, 10.0]))
-def test_a_root_beside_keys_is_one_of_both(n: int, repeated: bool, weight: float) -> None:
-    _, keys, c = problem(n, 7)
-    keys = keys.T
+@given(n=st.integers(1, 30), repeated=st.booleans(), count=st.integers(1, 40))
+def test_directions_are_the_keys_main_ones_in_the_metric(n: int, repeated: bool, count: int) -> None:
+    """R P Rᵀ = I, and R P^(1/2) are the first right singular vectors of the keys in the space Δ·P^(1/2)."""
+    _, keys, p = problem(n, 7)
     if repeated:
-        keys = keys[:1].repeat(n, 1)
-    own = inverse_root(c).double()  # float32 loses digits where the keys weigh thousands of times P
-    root = root_beside(own, keys, weight)
-    whole = torch.linalg.inv(own @ own) + weight * keys.T.double() @ keys.double()
-    assert torch.allclose(root @ whole @ root.T, torch.eye(12, dtype=torch.float64), atol=1e-6)
+        keys = keys[:, :1].repeat(1, n)
+    rows = directions(keys, inverse(factor(p)), count).double()
+    assert len(rows) == min(count, 1 if repeated else n, 12)
+    eye = torch.eye(len(rows), dtype=torch.float64)
+    assert torch.allclose(rows @ p.double() @ rows.T, eye, atol=1e-4)
+    values, vectors = torch.linalg.eigh(p.double())
+    root = (vectors * values.sqrt()) @ vectors.T
+    main = torch.linalg.svd(keys.double().T @ torch.linalg.inv(root), full_matrices=False).Vh[: len(rows)]
+    found = rows @ root
+    assert torch.allclose(found.T @ found, main.T @ main, atol=1e-3)
+
+
+def test_the_mean_diagonal_is_near_it() -> None:
+    _, _, p = problem(3, 5)
+    exact = float(torch.linalg.inv(p.double()).diagonal().mean())
+    found = mean_diagonal(inverse(factor(p)), 12, torch.device("cpu"))
+    assert found == pytest.approx(exact, rel=0.2)
+    assert mean_diagonal(lambda k: 3 * k, 640, torch.device("cpu")) == pytest.approx(3.0)
 
 
 def test_equality_holds_exactly_and_moves_least() -> None:

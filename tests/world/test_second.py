@@ -1,4 +1,4 @@
-"""The second model (`acedit world train --shape llama --seed 1`): no setting is changed for it."""
+"""The second model (`acedit world train --shape llama`): no setting is changed for it."""
 
 from pathlib import Path
 

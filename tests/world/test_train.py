@@ -89,6 +89,32 @@ def test_a_run_of_other_settings_is_left_alone(tmp_path: Path) -> None:
         train(tmp_path, SMALL, say=lambda _: None, workers=1)
 
 
+def test_begins_with_the_weights_of_another_run(tmp_path: Path) -> None:
+    """Of one step at a rate of nothing: what comes out is what went in, under the same tokenizer."""
+    before = train(tmp_path / "before", SMALL, say=lambda _: None, workers=1)
+    still = replace(SMALL, seed=7, steps=1, muon_lr=0.0, adam_lr=0.0)
+    after = train(tmp_path / "after", still, say=lambda _: None, workers=1, start=before)
+    a, b = (load_file(folder / "model.safetensors") for folder in (before, after))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    files = [(folder / "tokenizer.json").read_text() for folder in (before, after)]
+    assert files[0] == files[1]
+    moved = train(
+        tmp_path / "moved", replace(still, muon_lr=0.1), say=lambda _: None, workers=1, start=before
+    )
+    assert not all(torch.equal(load_file(moved / "model.safetensors")[name], a[name]) for name in a)
+
+
+def test_a_start_of_another_shape_or_none_leaves_nothing(tmp_path: Path) -> None:
+    before = train(tmp_path / "before", SMALL, say=lambda _: None, workers=1)
+    for start, settings, said in (
+        (tmp_path / "nowhere", SMALL, "is not there or not whole; name a folder of 'world train'"),
+        (before, replace(SMALL, n_neurons=16), r"has not the shape \(16, 32\) of these settings"),
+    ):
+        with pytest.raises(UserError, match=said):
+            train(tmp_path / "out", settings, say=lambda _: None, workers=1, start=start)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
 def test_a_device_that_is_not_there_leaves_nothing(tmp_path: Path, device: str) -> None:
     with pytest.raises(UserError, match=f"device '{device}' is not there: "):
@@ -109,7 +135,7 @@ def test_threads_share_a_step() -> None:
     for workers in (1, 2):
         with learner(model, workers) as learn:
             loss = learn(batches)
-        found.append((loss, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+        found.append((loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
     assert torch.get_num_threads() == threads
     (one, a), (two, b) = found
     assert len(a) == len(list(model.parameters()))

@@ -20,9 +20,13 @@ def add(commands: Any, shared: Shared) -> None:
     train.add_argument("--steps", metavar="N", type=whole(1), help="training steps (default: the shape's)")
     train.add_argument(
         "--shape",
-        choices=("bundled", "llama", "broad"),
+        choices=("bundled", "further", "llama", "broad"),
         default="bundled",
-        help="the bundled model, a second one of another family, depth and width, or one taught more",
+        help="an hour's model from nothing (default), what one goes on to from --start, a second model of "
+        "another family, depth and width, or one taught more",
+    )
+    train.add_argument(
+        "--start", metavar="DIR", help="begin with the weights of another run of 'world train'"
     )
     train.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu (default), cuda, cuda:1, …")
     train.set_defaults(run=_train, interrupted="the same command goes on from the last checkpoint")
@@ -55,20 +59,23 @@ def _train(args: argparse.Namespace) -> None:
 
     check_outputs(args)
     keep_freed_memory()
-    settings = replace(SHAPES[args.shape], seed=args.seed)
+    settings = SHAPES[args.shape]
+    settings = replace(settings, seed=settings.seed + args.seed)
     if args.steps is not None:
         settings = replace(settings, steps=args.steps)
     progress = Progress(args.quiet)
-    folder = train(Path(args.out), settings, say=progress.say, device=args.device)
+    start = None if args.start is None else Path(args.start)
+    folder = train(Path(args.out), settings, say=progress.say, device=args.device, start=start)
     rows = measure(load(folder), build_world(), seed=args.seed, say=progress.say)
-    write_card(folder, rows, asdict(settings))
+    said = asdict(settings) | ({} if start is None else {"start": start.name})
+    write_card(folder, rows, said)
     print(f"model in {folder}\n{card_table(rows)}")
     write_result(
         args,
         "world train",
         out=str(folder),
         seed=args.seed,
-        settings=asdict(settings),
+        settings=said,
         card=[asdict(row) for row in rows],
     )
 

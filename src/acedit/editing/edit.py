@@ -23,13 +23,12 @@ import torch
 
 from acedit.attribution.plan import Plan
 from acedit.editing.batch import split
-from acedit.editing.covariance import inverse_roots
 from acedit.editing.keys import edited_keys
 from acedit.editing.methods import Method
 from acedit.editing.methods import method as named_method
 from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.editing.polish import polish
-from acedit.editing.preserve import metric_of, text_of
+from acedit.editing.preserve import metric_beside, metric_of, text_of
 from acedit.editing.sayable import unsayable
 from acedit.editing.solve import Metric
 from acedit.editing.stages import Stage, Update, Writing, sweep, updates_in
@@ -286,14 +285,12 @@ def _write(
         updates = [Update(layer, zero, torch.zeros(1, lm.n_neurons, device=lm.device)) for layer in touched]
     if chosen.polish is not None:
         pulled = [p for p in single if p.kind in chosen.polished]
-        whiten = None
+        beside = None
         if chosen.polish.space == "whitened":
             kin = [p for p in prompts if p.kind == "hold" and p.subject != edits[p.edit].subject]
-            near = chosen.polish.near if kin else 0.0
-            keys = edited_keys(lm, split(lm, kin), touched) if near else None
-            whiten = inverse_roots(
-                lm, texts(), touched, beside=keys, weight=near, cache_dir=cache_dir, progress=tell
-            )
+            near = chosen.polish.near
+            keys = edited_keys(lm, split(lm, kin), touched) if kin and near else None
+            beside = metric_beside(lm, texts(), touched, keys, near, cache_dir, tell)
         tell("polishing")
         stepping = Countdown(tell, "steps")
 
@@ -307,7 +304,7 @@ def _write(
             held,
             chosen.polish,
             seed=seed,
-            whiten=whiten,
+            metric=beside,
             progress=stepped,
         )
     return updates

@@ -29,6 +29,7 @@ from acedit.attribution.layers import spaced
 from acedit.editing.batch import split
 from acedit.editing.keys import edited_keys
 from acedit.editing.rows import Rows
+from acedit.editing.solve import Metric, directions, mean_diagonal
 from acedit.editing.stages import Parts, Update, added_by, replacing
 from acedit.knowledge.compose import Prompt
 from acedit.lm.model import LanguageModel
@@ -49,11 +50,10 @@ BETTER = 0.95  # of a prompt's best loss so far: what counts as nearer
 class Polish:
     """Gradient steps after the closed form.
 
-    space: "weights" moves Δ freely, "whitened" moves Z in Δ = Δ₀ + Z·P^(-1/2), so that steps are small
-    along keys that are to be preserved, "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
-    α = 2·rank). columns: where d_model and N are larger, as a real model's are, Z moves in so many
-    directions alone, those that the edit's own keys use most, and Δ is of that rank; 0 for all of them.
-    narrow: at the end Δ (in that space) is cut to this rank, and what is left of it takes
+    space: "weights" moves Δ freely, "whitened" moves B in Δ = B·R, where the rows of R are the main
+    `columns` directions of the edit's own keys in the space Δ·P^(1/2) (`solve.directions`), so that steps are
+    small along keys that are to be preserved; "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
+    α = 2·rank). narrow: at the end Δ (in that space) is cut to this rank, and what is left of it takes
     `NARROWING` as many steps again; 0 leaves it whole. near: weight in P of the keys of kin (other subjects
     that are held), against the text's; 0 leaves P to the text. lr is Adam's. replay: weight of the KL (nats a
     token) from the unedited model on what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the
@@ -73,7 +73,7 @@ class Polish:
     lr: float = 1e-3
     space: Literal["weights", "whitened", "low_rank"] = "weights"
     rank: int = 8
-    columns: int = 0
+    columns: int = 256
     narrow: int = 0
     near: float = 0.0
     replay: float = 1.0
@@ -94,18 +94,18 @@ def polish(
     settings: Polish,
     *,
     seed: int,
-    whiten: Mapping[int, Float[Tensor, "n_neurons n_neurons"]] | None = None,
+    metric: Callable[[int], Metric] | None = None,
     progress: Callable[[int, int, Mapping[str, int]], None] | None = None,
 ) -> list[Update]:
     """Adam on the updates: NLL of the edit's prompts, `told`, plus KL on `kept` ones (nats a token).
 
-    What moves lies on its layer's device, and so do Adam's moments of it: some six times a layer's down
-    projection in float32, and N² numbers more in the whitened space; with `columns` four times a factor of Δ.
+    What moves lies on its layer's device, and so do Adam's moments of it: in float32 some six times a layer's
+    down projection, in the whitened space four times the factors of Δ.
     Returns new updates; weights are never touched. An update comes back as (Δ, I) or (I, Δ), whichever is
-    smaller, of a lower rank as its factors (those of the "low_rank" space start anew: `updates` give the
-    layers alone).
-    progress: step, steps, and how many prompts of each sort are worked on. Raises ValueError for the
-    whitened space without `whiten`.
+    smaller, of a lower rank as its factors (only "weights" go on from `updates`, which
+    else give the layers alone).
+    metric: of each layer Q = P⁻¹, for the whitened space; ValueError there without one. progress: step,
+    steps, and how many prompts of each sort are worked on.
     """
     if not told or settings.steps <= 0:
         return list(updates)
@@ -116,7 +116,7 @@ def polish(
         steps = max(LEAST, round(settings.passes * len(rows) / count))
     settings = replace(settings, rows=count)
     generator = torch.Generator().manual_seed(seed)
-    moving = _movable(lm, updates, told, settings, whiten, generator)
+    moving = _movable(lm, updates, told, settings, metric, generator)
     _descend(lm, rows, moving, settings, steps, generator, progress)
     if settings.narrow:
         moving = [one.narrowed(settings.narrow) for one in moving]
@@ -274,16 +274,12 @@ class _Moving(ABC):
 
 
 class _Free(_Moving):
-    """Δ = fixed + moved · white; no `white` stands for the identity, no `fixed` for zero.
+    """Δ = fixed + moved; no `fixed` stands for zero. limit: on each entry of what moved."""
 
-    limit: on each entry of what moved.
-    """
-
-    def __init__(self, update: Update, white: Tensor | None, limit: float = 0.0) -> None:
+    def __init__(self, update: Update, limit: float = 0.0) -> None:
         self.layer = update.layer
         written = bool(update.left.any() and update.right.any())
-        self._fixed = update.delta if written else None
-        self._white, self._limit = white, limit
+        self._fixed, self._limit = update.delta if written else None, limit
         shape = update.left.shape[0], update.right.shape[1]
         self._moved = torch.zeros(shape, device=update.left.device).requires_grad_(True)
         self.leaves = (self._moved,)
@@ -294,31 +290,21 @@ class _Free(_Moving):
             self._moved.clamp_(-self._limit, self._limit)
 
     def parts(self) -> Parts:
-        moved = self._moved if self._white is None else self._moved @ self._white
-        return (moved if self._fixed is None else self._fixed + moved,)
+        return (self._moved if self._fixed is None else self._fixed + self._moved,)
 
     @torch.no_grad()
     def narrowed(self, rank: int) -> "_Factors":
-        moved = self._moved.detach()
-        if self._fixed is not None:
-            white = self._white
-            moved = moved + (
-                self._fixed if white is None else torch.linalg.solve(white, self._fixed, left=False)
-            )
-        left, size, right = torch.linalg.svd(moved, full_matrices=False)
+        left, size, right = torch.linalg.svd(self.parts()[0], full_matrices=False)
         root = size[:rank].sqrt()
-        return _Factors(self.layer, left[:, :rank] * root, root[:, None] * right[:rank], self._white)
+        return _Factors(self.layer, left[:, :rank] * root, root[:, None] * right[:rank])
 
 
 class _Factors(_Moving):
-    """Δ = gain · B·A · white; no `white` stands for the identity."""
+    """Δ = gain · B·A."""
 
-    def __init__(
-        self, layer: int, left: Tensor, right: Tensor, white: Tensor | None = None, gain: float = 1.0
-    ) -> None:
+    def __init__(self, layer: int, left: Tensor, right: Tensor, gain: float = 1.0) -> None:
         self.layer = layer
-        self._left, self._right = left.requires_grad_(True), right.requires_grad_(True)
-        self._white, self._gain = white, gain
+        self._left, self._right, self._gain = left.requires_grad_(True), right.requires_grad_(True), gain
         self.leaves = (self._left, self._right)
 
     @classmethod
@@ -330,15 +316,14 @@ class _Factors(_Moving):
         return cls(update.layer, zero, drawn.to(update.right.device), gain=2.0)
 
     def parts(self) -> Parts:
-        right = self._right if self._white is None else self._right @ self._white
-        return self._gain * self._left, right
+        return self._gain * self._left, self._right
 
     def narrowed(self, rank: int) -> "_Factors":
         return self
 
 
 class _Columns(_Moving):
-    """Δ = gain · B · right, of which B moves."""
+    """Δ = gain · B · R, of which B moves; R P Rᵀ is in proportion to I."""
 
     def __init__(self, layer: int, left: Tensor, right: Tensor, gain: float) -> None:
         self.layer = layer
@@ -347,19 +332,23 @@ class _Columns(_Moving):
 
     @classmethod
     def along(
-        cls, layer: int, d_model: int, keys: Float[Tensor, "keys n_neurons"], white: Tensor, columns: int
+        cls, layer: int, d_model: int, keys: Float[Tensor, "keys n_neurons"], metric: Metric, columns: int
     ) -> "_Columns":
-        """B zero, before the directions that the keys use most in the whitened space.
+        """B zero, R the directions that the keys use most.
 
-        Scaled so that a step of Adam moves an entry of Z as far as it would one of a whole Z.
+        Scaled so that a step of Adam moves an entry of Δ·P^(1/2) as far as it would one that moved by itself,
+        with P in units in which the mean diagonal of P⁻¹ is 1.
         """
-        seen = keys @ white.T
-        _, _, directions = torch.linalg.svd(seen, full_matrices=False)
-        right = seen.shape[1] ** 0.5 * directions[:columns] @ white
-        return cls(layer, torch.zeros(d_model, len(right), device=right.device), right, len(right) ** -0.5)
+        n_neurons = keys.shape[1]
+        right = directions(keys.T, metric, columns)
+        right = (n_neurons / mean_diagonal(metric, n_neurons, keys.device)) ** 0.5 * right
+        left = torch.zeros(d_model, len(right), device=right.device)
+        return cls(layer, left, right, len(right) ** -0.5)
 
     def parts(self) -> Parts:
-        return self._gain * self._left, self._right
+        left = self._gain * self._left
+        # Of a full rank the product costs a step less than both factors at every token.
+        return (left @ self._right,) if left.shape[1] >= left.shape[0] else (left, self._right)
 
     @torch.no_grad()
     def narrowed(self, rank: int) -> "_Columns":
@@ -372,34 +361,29 @@ def _movable(
     updates: Sequence[Update],
     told: Sequence[Prompt],
     settings: Polish,
-    whiten: Mapping[int, Tensor] | None,
+    metric: Callable[[int], Metric] | None,
     generator: torch.Generator,
 ) -> list[_Moving]:
     """What moves, one a layer, on the layers' devices."""
-    if settings.space == "whitened" and whiten is None:
-        raise ValueError("polishing in whitened space needs P^(-1/2) for every layer")
     keys: Mapping[int, Tensor] = {}
-    if settings.space == "whitened" and 0 < settings.columns < min(lm.d_model, lm.n_neurons):
+    if settings.space == "whitened":
+        if metric is None:
+            raise ValueError("polishing in whitened space needs P⁻¹ of every layer")
         some = spaced(told, 2 * settings.columns)  # two keys each
         keys = edited_keys(lm, split(lm, some), [update.layer for update in updates])
     moving: list[_Moving] = []
     for one in updates:
-        device = lm.down_weight(one.layer).device
-        update = Update(one.layer, one.left.to(device), one.right.to(device))
+        weight = lm.down_weight(one.layer)
+        update = Update(one.layer, one.left.to(weight.device), one.right.to(weight.device))
         if settings.space == "low_rank":
             moving.append(_Factors.drawn(update, settings.rank, generator))
         elif settings.space == "weights":
-            size = (
-                lm.down_weight(one.layer).detach().float().square().mean().sqrt() if settings.limit else 0.0
-            )
-            moving.append(_Free(update, None, settings.limit * float(size)))
+            moving.append(_Free(update, settings.limit and settings.limit * _size(weight)))
         else:
-            assert whiten is not None
-            white = whiten[one.layer]
-            if keys:
-                moving.append(_Columns.along(one.layer, lm.d_model, keys[one.layer], white, settings.columns))
-            else:
-                moving.append(_Free(update, white))
+            assert metric is not None
+            moving.append(
+                _Columns.along(one.layer, lm.d_model, keys[one.layer], metric(one.layer), settings.columns)
+            )
     return moving
 
 

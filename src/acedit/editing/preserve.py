@@ -3,12 +3,13 @@
     texts = text_of(lm, known)
     metric = metric_of(lm, method, texts, layers, replay, cache_dir)
     metric(layer, size)(keys)          # Q K, see `solve`
+    metric_beside(lm, texts, layers, kin)(layer)(keys)  # the same for what is moved by gradient
 
 Footgun: patches that are on a model are taken off while its text is read, and their keys are kept instead
 (AlphaEdit's K_p).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from acedit.attribution.layers import spaced
 from acedit.editing.batch import Batch, split
-from acedit.editing.covariance import TEXT_READ, batched, covariances
+from acedit.editing.covariance import TEXT_READ, covariances
 from acedit.editing.keys import key_moments, keys_at
 from acedit.editing.methods import Method
 from acedit.editing.patch import edits_on, patches_off
@@ -31,6 +32,7 @@ from acedit.waiting import Countdown
 
 TOKENS_A_NEURON = 16  # of text, where little is known
 SAMPLED = 32  # texts, and tokens of each, that tell what a model reads with ease
+RIDGE = 0.05  # of the mean diagonal, added to what steps by gradient preserve
 FLOOR = 1e-6  # of the mean diagonal, added to what is preserved: a short text spans few keys
 
 
@@ -62,7 +64,7 @@ def surprise(lm: LanguageModel, texts: Sequence[str]) -> float:
     """Mean negative log-likelihood of the first `SAMPLED` tokens of `SAMPLED` of the texts, spread over them,
     nats a token, of the unedited model. NaN for texts of one token."""
     rows: list[list[int]] = [lm.tokenizer(text)["input_ids"][:SAMPLED] for text in spaced(texts, SAMPLED)]
-    ((_, encoded),) = batched(lm, [row for row in rows if row], SAMPLED)
+    encoded = lm.padded([row for row in rows if row])
     with patches_off(lm):
         said = lm.head_logits(lm.run_backbone(encoded))[:, :-1].log_softmax(-1)
     each = -said.gather(-1, encoded.input_ids[:, 1:, None])[..., 0]
@@ -100,6 +102,35 @@ def metric_of(
         if not chosen.ridge:
             factors[layer] = q  # the same for every edit
         return q
+
+    return metric
+
+
+def metric_beside(
+    lm: LanguageModel,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    kin: Mapping[int, Float[Tensor, "keys n_neurons"]] | None = None,
+    weight: float = 1.0,
+    cache_dir: Path | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Callable[[int], Metric]:
+    """What steps by gradient preserve (`polish`): Q = P⁻¹ with P = C + `RIDGE`, on the layer's device.
+
+    kin: of each layer keys of what must stay, whose second moment, brought to C's trace, is added `weight`
+    times. P is factored when a layer is asked for, N³/3 multiplications in float64, and not kept.
+    """
+    read = Countdown(tell or (lambda _: None), TEXT_READ)
+    c = covariances(lm, texts, layers, cache_dir=cache_dir, progress=read)
+
+    def metric(layer: int) -> Metric:
+        p = c[layer].to(lm.down_weight(layer).device).double()
+        floor, trace = RIDGE * p.diagonal().mean(), p.diagonal().sum()
+        if kin is not None:
+            keys = kin[layer].to(p)
+            p = p + (weight * trace / keys.square().sum().clamp(min=1e-12)) * (keys.T @ keys)
+        p.diagonal().add_(floor)
+        return inverse(factor(p))
 
     return metric
 

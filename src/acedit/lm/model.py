@@ -533,7 +533,7 @@ class LanguageModel:
 
         Raises `UserError` for an empty batch, an empty prompt, or one longer than the context.
         """
-        return self._padded(self._ids(texts), left=False)
+        return self.padded(self._ids(texts))
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         if isinstance(texts, str) or len(texts) == 0:
@@ -559,7 +559,8 @@ class LanguageModel:
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return int(next(token for token in known if token is not None))
 
-    def _padded(self, rows: Sequence[Sequence[int]], *, left: bool) -> Encoded:
+    def padded(self, rows: Sequence[Sequence[int]], *, left: bool = False) -> Encoded:
+        """Rows of token ids as one batch, on the model's device."""
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self._pad)
         mask = torch.zeros_like(ids)
@@ -672,7 +673,7 @@ class LanguageModel:
         rows = self._ids(texts)
         out = []
         for i in range(0, len(rows), batch_size):
-            encoded = self._padded(rows[i : i + batch_size], left=False)
+            encoded = self.padded(rows[i : i + batch_size])
             hidden = self.run_backbone(encoded)
             at_last = hidden[torch.arange(len(encoded)), encoded.last]
             out.append(self._read(at_last))
@@ -697,7 +698,7 @@ class LanguageModel:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for at in range(0, len(order), batch_size):
             picked = order[at : at + batch_size]
-            hidden = self.run_backbone(self._padded([rows[i] for i in picked], left=False))
+            hidden = self.run_backbone(self.padded([rows[i] for i in picked]))
             for j, i in enumerate(picked):
                 end = len(rows[i])
                 logits = self._read(hidden[j, end - len(tails[i]) - 1 : end - 1])
@@ -829,7 +830,7 @@ class LanguageModel:
         if room < 1:
             return [""] * len(rows)
         start = 0 if prefix is None else len(prefix.ids)
-        encoded = self._padded([row[start:] for row in rows], left=True)
+        encoded = self.padded([row[start:] for row in rows], left=True)
         cached: dict[str, Any] = {}
         if prefix is not None:
             # Padding stands between prefix and rest; positions count what is not padding.

@@ -2,6 +2,7 @@
 
     train(Path("out/bundled"), Settings())        # about an hour on two cores; resumes where it was
     train(Path("out/second"), SHAPES["llama"])    # another family, deeper and narrower, to test against
+    train(Path("out/further"), SHAPES["further"], start=Path("out/bundled"))   # from what a run has learned
     train(Path("out/bundled"), Settings(), device="cuda")   # on a GPU; workers then make the texts ready
 
 Every step draws its documents from (seed, step) alone, so an interrupted run goes on as if it had never
@@ -27,7 +28,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -50,8 +51,9 @@ from acedit.world.corpus import HOPS, Corpus, Document, cut
 from acedit.world.graph import World, build_world
 from acedit.world.tokenizer import train_tokenizer
 
+RESUME = "resume.safetensors"
 CORE_TOKENS = 1200  # of a micro-batch: what one core's caches hold best
-DEVICE_TOKENS = 24_000  # the same on a GPU, which waits for launches otherwise
+DEVICE_TOKENS = 40_000  # the same on a GPU, which waits for launches otherwise
 MIXTURE_START = {"one_hop": 0.65, "two_hop": 0.22, "three_hop": 0.05, "thoughts": 0.08}
 MIXTURE_END = {"one_hop": 0.22, "two_hop": 0.35, "three_hop": 0.29, "thoughts": 0.14}  # beside `four_hop`
 
@@ -86,13 +88,17 @@ class Settings:
 
 SHAPES = {
     "bundled": Settings(),
+    "further": Settings(
+        seed=2, steps=1400, muon_lr=0.01, adam_lr=1.5e-3, ramp=0.01, long_every=3, four_hop=0.15
+    ),
     "broad": Settings(steps=1900, four_hop=0.13, cut_share=0.15, strangers=0.2),
     "llama": Settings(
         seed=1, family="llama", steps=1500, d_model=112, layers=12, n_neurons=448, kv_heads=4, vocab_size=3072
     ),
 }
-"""The bundled model; the same taught chains of four hops and every token as well, which costs it some of the
-shorter ones (docs/decisions.md); and a second one of another family, depth and width."""
+"""The model of an hour on two cores; what it goes on to, taught chains of four hops too (with `start`); from
+nothing these and every token as well, which costs some of the shorter chains (docs/decisions.md); and a
+second one of another family, depth and width."""
 
 Causal = Qwen3ForCausalLM | LlamaForCausalLM
 Row = tuple[list[int], list[bool]]
@@ -146,8 +152,16 @@ class _Product(torch.autograd.Function):
 
 
 @contextmanager
-def half_products(model: Causal) -> Iterator[None]:
-    """Matrix products of the blocks in bf16 while inside."""
+def fast_products(model: Causal) -> Iterator[None]:
+    """While inside: matrix products of the blocks in bf16; on a GPU all of them in TF32, without casts."""
+    if model.device.type != "cpu":
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
     inner = [module for module in model.model.layers.modules() if isinstance(module, torch.nn.Linear)]
     with ExitStack() as stack:
         for module in inner:
@@ -237,8 +251,7 @@ def micro_batches(rows: list[Row], tokens: int = CORE_TOKENS) -> Iterator[MicroB
             batch.append(row)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one step learns from: micro-batches, and the real tokens in them."""
 
     batches: list[MicroBatch]
@@ -260,22 +273,26 @@ class Steps(Dataset[Step]):
 
 
 def learned_logits(model: Causal, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (n_learned, vocab) and targets (n_learned,), taken only where the mask reads them."""
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-    keep = mask[:, 1:]
-    return model.lm_head(hidden[:, :-1][keep]), ids[:, 1:][keep]
+    """Logits (n_learned, vocab) and targets (n_learned,), taken only where the mask reads them.
+
+    Batches are on the CPU, wherever the model is: what is read is counted there, and a GPU is not waited for.
+    """
+    at = mask[:, 1:].flatten().nonzero()[:, 0]
+    targets = ids[:, 1:].flatten()[at]
+    given = ids.to(model.device, non_blocking=True)
+    hidden = model.model(input_ids=given, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    return model.lm_head(hidden.index_select(0, at.to(model.device))), targets.to(model.device)
 
 
 def gradients(
     model: Causal, parameters: Sequence[Tensor], batches: Sequence[MicroBatch], learned: int
-) -> tuple[float, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor]]:
     """Loss (nats a learned token, over `learned` of them) and its gradients, over the micro-batches."""
-    total, sums = 0.0, [torch.zeros_like(p) for p in parameters]
+    total, sums = torch.zeros((), device=model.device), [torch.zeros_like(p) for p in parameters]
     for ids, mask in batches:
-        logits, targets = learned_logits(model, ids.to(model.device), mask.to(model.device))
-        loss = F.cross_entropy(logits, targets, reduction="sum") / learned
+        loss = F.cross_entropy(*learned_logits(model, ids, mask), reduction="sum") / learned
         torch._foreach_add_(sums, torch.autograd.grad(loss, parameters))
-        total += loss.item()
+        total += loss.detach()
     return total, sums
 
 
@@ -290,7 +307,7 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def learner(model: Causal, workers: int) -> Iterator[Callable[[list[MicroBatch]], float]]:
+def learner(model: Causal, workers: int) -> Iterator[Callable[[list[MicroBatch]], Tensor]]:
     """While inside: a function that fills the gradients from batches and returns their loss (nats a token).
 
     Micro-batches are dealt to `workers` threads of one core each: two of them run batches this small 1.2
@@ -299,18 +316,22 @@ def learner(model: Causal, workers: int) -> Iterator[Callable[[list[MicroBatch]]
     parameters = list(model.parameters())
     before = torch.get_num_threads()
 
-    def learn(batches: list[MicroBatch]) -> float:
+    def learn(batches: list[MicroBatch]) -> Tensor:
         learned = sum(int(mask[:, 1:].sum()) for _, mask in batches)
         dealt = [batches[i::workers] for i in range(workers)]
         found = list(pool.map(lambda share: gradients(model, parameters, share, learned), dealt))
-        for i, p in enumerate(parameters):
-            p.grad = torch.stack([sums[i] for _, sums in found]).sum(0)
-        return sum(loss for loss, _ in found)
+        loss, sums = found[0]
+        for more, others in found[1:]:
+            loss += more
+            torch._foreach_add_(sums, others)
+        for p, grad in zip(parameters, sums, strict=True):
+            p.grad = grad
+        return loss
 
     torch.set_num_threads(1)
     try:
         with (
-            half_products(model),
+            fast_products(model),
             ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
             yield learn
@@ -319,16 +340,15 @@ def learner(model: Causal, workers: int) -> Iterator[Callable[[list[MicroBatch]]
 
 
 @torch.no_grad()
-def probe(model: Causal, tokenizer: PreTrainedTokenizerFast, docs: Sequence[Document]) -> float:
-    """Share of documents all of whose learned tokens are the argmax."""
+def probe(model: Causal, tokenizer: PreTrainedTokenizerFast, docs: Sequence[Document], tokens: int) -> float:
+    """Share of documents all of whose learned tokens are the argmax; `tokens` run at a time."""
     right = total = 0
     model.train(False)
-    for batch in micro_batches(tokenized(tokenizer, docs)):
-        ids, mask = (x.to(model.device) for x in batch)
+    for ids, mask in micro_batches(tokenized(tokenizer, docs), tokens):
         logits, targets = learned_logits(model, ids, mask)
-        wrong = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+        wrong = torch.zeros(ids.shape[0], dtype=torch.bool)
         rows = mask[:, 1:].nonzero()[:, 0]
-        wrong[rows[logits.argmax(-1) != targets]] = True
+        wrong[rows[(logits.argmax(-1) != targets).cpu()]] = True
         right += int((~wrong).sum())
         total += ids.shape[0]
     model.train()
@@ -353,28 +373,33 @@ def train(
     save_every: int = 100,
     workers: int | None = None,
     device: str = "cpu",
+    start: Path | None = None,
 ) -> Path:
     """Train to `settings.steps` and write the model in bf16 to `out`; goes on where `out` stopped.
 
     `workers` threads share a step (PyTorch's number of threads by default): the same number of them gives
     the same model. On another `device` than the CPU whole steps go to it at once, `workers` processes make
     their texts ready, and sums are taken in no fixed order: a rerun gives a like model, not the same.
+    start: another run's folder, whose weights and tokenizer it begins with; the optimizers begin anew.
     Returns the folder `out`, which then holds an ordinary Hugging Face checkpoint.
-    Raises OSError where `out` cannot be written, UserError for a device that is not there.
+    Raises OSError where `out` cannot be written, UserError for a device that is not there and for a `start`
+    that holds no run, or one of another shape.
     """
     workers = workers or torch.get_num_threads()
     try:
         away = torch.zeros(1, device=device).device.type != "cpu"
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} is not there: {first_line(error)}") from error
+    model: Causal = build_model(settings, settings.vocab_size)
+    tie(model, settings.loops)
+    if start is not None:
+        _begin_with(start, model)
     out.mkdir(parents=True, exist_ok=True)
     done = _steps_done(out, settings)
     world = build_world()
     corpus = Corpus(world, settings.seed, settings.strangers)
-    tokenizer = _tokenizer(out, world, corpus, settings)
-    model: Causal = build_model(settings, settings.vocab_size)
+    tokenizer = _tokenizer(out, start, world, corpus, settings)
     model.to(torch.device(device))  # type: ignore[arg-type]
-    tie(model, settings.loops)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay, nesterov=True)
@@ -390,16 +415,18 @@ def train(
         _resume(out, model, (muon, adam))
         say(f"resuming at step {done}")
     model.train()
+    room = DEVICE_TOKENS if away else CORE_TOKENS
     ready = DataLoader(
-        Steps(corpus, tokenizer, settings, DEVICE_TOKENS if away else CORE_TOKENS),
+        Steps(corpus, tokenizer, settings, room),
         batch_size=None,
         sampler=range(done, settings.steps),
         num_workers=workers if away else 0,
+        pin_memory=away,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
     )
     with learner(model, 1 if away else workers) as learn:
         started, seen, first = time.monotonic(), 0, done
-        losses: list[float] = []
+        losses: list[Tensor] = []
         for step, given in enumerate(ready, start=done):
             scale = _schedule(step, settings)
             muon.param_groups[0]["lr"] = settings.muon_lr * scale
@@ -414,14 +441,14 @@ def train(
                 spent = time.monotonic() - started
                 left = spent / (step + 1 - first) * (settings.steps - step - 1)
                 say(
-                    f"step {step + 1}/{settings.steps}  loss {sum(losses) / len(losses):.3f} nats  "
+                    f"step {step + 1}/{settings.steps}  loss {torch.stack(losses).mean():.3f} nats  "
                     f"{seen / spent:,.0f} tokens/s  {spent / 60:.1f} min, {left / 60:.1f} min left"
                 )
                 losses = []
             if (step + 1) % 250 == 0 or step + 1 == settings.steps:
-                marks = "  ".join(f"{k} {probe(model, tokenizer, d):.3f}" for k, d in probes.items())
+                marks = "  ".join(f"{k} {probe(model, tokenizer, d, room):.3f}" for k, d in probes.items())
                 say(f"  held out (dev): {marks}")
-            if (step + 1) % save_every == 0:
+            if (step + 1) % save_every == 0 or step + 1 == settings.steps:
                 _checkpoint(out, model, (muon, adam), step + 1, settings)
     untie(model)
     model = model.cpu().bfloat16()
@@ -445,7 +472,7 @@ def _steps_done(out: Path, settings: Settings) -> int:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = out / "resume.safetensors"
+    path = out / RESUME
     if not path.exists():
         return 0
     try:
@@ -459,15 +486,35 @@ def _steps_done(out: Path, settings: Settings) -> int:
         if before.get(name) != now.get(name):
             raise UserError(
                 f"{out}: holds a run with {name} {before.get(name)}, not {now.get(name)}; "
-                "choose another --out, or remove its resume.safetensors"
+                "choose another --out, or remove its {RESUME}"
             )
     return steps
 
 
-def _tokenizer(out: Path, world: World, corpus: Corpus, settings: Settings) -> PreTrainedTokenizerFast:
-    """The tokenizer an interrupted run left, or one trained on a sample of the texts to come."""
-    if (out / "resume.safetensors").exists() and (out / "tokenizer.json").exists():
-        kept: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(out)
+def _begin_with(start: Path, model: Causal) -> None:
+    """Give a tied model the weights that a run of the same shape has come to."""
+    path = start / RESUME
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: is not there or not whole; name a folder of 'world train'") from error
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            given = tensors.get(f"model/{name}")
+            if given is None or given.shape != p.shape:
+                raise UserError(f"{path}: {name} has not the shape {tuple(p.shape)} of these settings")
+            p.copy_(given)
+
+
+def _tokenizer(
+    out: Path, start: Path | None, world: World, corpus: Corpus, settings: Settings
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of an interrupted run or of `start`, or one trained on a sample of the texts to come."""
+    if (out / RESUME).exists() and (out / "tokenizer.json").exists():
+        start = out
+    if start is not None:
+        kept: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(start)
+        kept.save_pretrained(out)
         return kept
     sample = [doc.text for step in range(30) for doc in documents(corpus, settings, step * 50)]
     tokenizer = train_tokenizer(
@@ -500,12 +547,12 @@ def _checkpoint(
             for name, value in state.items():
                 tensors[f"optimizer/{i}/{key}/{name}"] = torch.as_tensor(value)
     metadata = {"step": str(step), "settings": json.dumps(asdict(settings))}
-    save_tensors(out / "resume.safetensors", tensors, metadata)
+    save_tensors(out / RESUME, tensors, metadata)
 
 
 def _resume(out: Path, model: torch.nn.Module, optimizers: tuple[torch.optim.Optimizer, ...]) -> None:
     """Load what an interrupted run left."""
-    tensors = load_file(out / "resume.safetensors")
+    tensors = load_file(out / RESUME)
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(tensors[f"model/{name}"])

@@ -4,10 +4,11 @@ The paper writes value layers on multi-hop prompts and query layers on single-ho
 `ace-closed` does that with our prompts, and a middle stage for facts with hops on both sides. `ace` keeps
 the prompts and the closed form's metric, and leaves the closed form: it moves the down projections by
 gradient in the space Δ·C^(1/2), where a step along keys that text uses much costs much (Eq. 11's first
-term), until every prompt is said and none that must stay has drifted. What the FFNs write at the subject's
-own token may change by a tenth (in square): beyond that what else is known of it drowns there. An answer is
-learned with its end, and a quarter of what is replayed is thought aloud. Started from the closed form it
-kept less (docs/decisions.md). `ace-query` and `ace-value` are `ace` with one stage's prompts alone.
+term), in the directions there that its own keys use most, until every prompt is said and none that must
+stay has drifted. What the FFNs write at the subject's own token may change by a tenth (in square): beyond
+that what else is known of it drowns there. An answer is learned with its end, and a quarter of what is
+replayed is thought aloud. Started from the closed form it kept less (docs/decisions.md). `ace-query` and
+`ace-value` are `ace` with one stage's prompts alone.
 """
 
 from dataclasses import replace
