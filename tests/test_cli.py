@@ -328,8 +328,10 @@ def test_world_train_ends_with_the_card(
 ) -> None:
     from acedit.world.card import CardRow
 
-    def train(out: Path, settings: Any, *, say: Callable[[str], None], device: str) -> Path:
-        say(f"step 1/{settings.steps} on {device}")
+    def train(
+        out: Path, settings: Any, *, say: Callable[[str], None], device: str, start: Path | None
+    ) -> Path:
+        say(f"step 1/{settings.steps} on {device} from {start and start.name}")
         return Path(shutil.copytree(model_dir, out))
 
     monkeypatch.setattr("acedit.world.train.train", train)
@@ -338,9 +340,19 @@ def test_world_train_ends_with_the_card(
     monkeypatch.setattr("acedit.world.card.measure", lambda *_, **__: [CardRow("one hop", 1.0, 9, 0.99)])
     out = tmp_path / "bundled"
     code, said, err = run("world", "train", "--out", out, "--steps", 7)
-    assert code == 0 and "step 1/7 on cpu" in err and kept
+    assert code == 0 and "step 1/7 on cpu from None" in err and kept
     assert "| one hop | 1.000 | 9 | 0.99 |" in said
     assert "steps 7" in (out / "README.md").read_text("utf-8")
+    goes_on = ("world", "train", "--shape", "further", "--out", tmp_path / "further")
+    code, _, err = run(*goes_on)
+    assert (code, err) == (
+        2,
+        "acedit: --shape further goes on from another run: name its folder with --start\n",
+    )
+    code, _, err = run(*goes_on, "--start", out)
+    assert code == 0 and "on cpu from bundled" in err
+    assert "seed 2" in (card := (tmp_path / "further" / "README.md").read_text("utf-8"))
+    assert "start bundled" in card
 
 
 def test_demo_writes_what_it_found(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,11 @@ def test_directions_are_the_keys_main_ones_in_the_metric(n: int, repeated: bool,
     assert torch.allclose(found.T @ found, main.T @ main, atol=1e-3)
 
 
+def test_no_directions_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        directions(torch.ones(4, 2), lambda k: k, 0)
+
+
 def test_the_mean_diagonal_is_near_it() -> None:
     _, _, p = problem(3, 5)
     exact = float(torch.linalg.inv(p.double()).diagonal().mean())

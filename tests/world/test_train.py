@@ -1,5 +1,6 @@
 """Training: an interrupted run goes on as if it had never stopped, and threads share a step."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,7 +82,10 @@ def test_a_run_of_other_settings_is_left_alone(tmp_path: Path) -> None:
         (replace(SMALL, seed=1), "seed 0, not 1"),
         (replace(SMALL, steps=9), "steps 4, not 9"),
     ):
-        with pytest.raises(UserError, match=f"holds a run with {said}; choose another --out"):
+        with pytest.raises(
+            UserError,
+            match=f"holds a run with {said}; choose another --out, or remove its resume.safetensors",
+        ):
             train(tmp_path, other, say=lambda _: None, workers=1)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
     (tmp_path / "resume.safetensors").write_bytes(b"cut")
@@ -106,13 +110,41 @@ def test_begins_with_the_weights_of_another_run(tmp_path: Path) -> None:
 
 def test_a_start_of_another_shape_or_none_leaves_nothing(tmp_path: Path) -> None:
     before = train(tmp_path / "before", SMALL, say=lambda _: None, workers=1)
-    for start, settings, said in (
-        (tmp_path / "nowhere", SMALL, "is not there or not whole; name a folder of 'world train'"),
-        (before, replace(SMALL, n_neurons=16), r"has not the shape \(16, 32\) of these settings"),
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(before / "resume.safetensors", bare)
+    for start, out, settings, said in (
+        (tmp_path / "nowhere", "out", SMALL, "nowhere: holds no resume.safetensors; --start takes a folder"),
+        (bare, "out", SMALL, "bare: holds no tokenizer.json"),
+        (before, "out", replace(SMALL, n_neurons=16), "before: has n_neurons 32, not 16; start from another"),
+        (before, "out", replace(SMALL, family="llama"), "before: has family qwen3, not llama"),
+        (bare, "bare/../bare", replace(SMALL, seed=4), "holds a run with seed 0, not 4"),
+        (tmp_path / "same", "same", SMALL, "same: is where the run is to go"),
     ):
         with pytest.raises(UserError, match=said):
-            train(tmp_path / "out", settings, say=lambda _: None, workers=1, start=start)
+            train(tmp_path / out, settings, say=lambda _: None, workers=1, start=start)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_run_goes_on_from_the_start_it_had(tmp_path: Path) -> None:
+    """Also when that is gone meanwhile; from another or none it is refused."""
+    before = train(tmp_path / "before", SMALL, say=lambda _: None, workers=1)
+
+    def stop(line: str) -> None:
+        if line.startswith("step 4/4"):
+            raise _Stopped
+
+    more = replace(SMALL, seed=7)
+    whole = train(tmp_path / "whole", more, say=lambda _: None, workers=1, start=before)
+    with pytest.raises(_Stopped):
+        train(tmp_path / "half", more, say=stop, save_every=2, workers=1, start=before)
+    shutil.rmtree(before)
+    for other, said in ((None, "with start before, not None"), (whole, "with start before, not whole")):
+        with pytest.raises(UserError, match=f"holds a run {said}; .* remove its resume.safetensors"):
+            train(tmp_path / "half", more, say=lambda _: None, workers=1, start=other)
+    half = train(tmp_path / "half", more, say=lambda _: None, workers=1, start=before)
+    a, b = (load_file(folder / "model.safetensors") for folder in (whole, half))
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])

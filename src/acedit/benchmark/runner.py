@@ -48,7 +48,7 @@ log = logging.getLogger("acedit")
 
 AnyCase = Case | RippleCase
 
-PROTOCOL = 6  # of what is asked and how it is counted; goes up when a stored answer would be another
+PROTOCOL = 7  # of what is asked and how it is counted; goes up when a stored answer would be another
 TRIES = 2  # of an item whose worker dies
 ASKED_IN_SEQUENCE = 100  # cases asked at a step of a sequence, spread over those edited so far
 

@@ -65,9 +65,11 @@ def _train(args: argparse.Namespace) -> None:
         settings = replace(settings, steps=args.steps)
     progress = Progress(args.quiet)
     start = None if args.start is None else Path(args.start)
+    if args.shape == "further" and start is None:
+        raise UserError("--shape further goes on from another run: name its folder with --start")
     folder = train(Path(args.out), settings, say=progress.say, device=args.device, start=start)
     rows = measure(load(folder), build_world(), seed=args.seed, say=progress.say)
-    said = asdict(settings) | ({} if start is None else {"start": start.name})
+    said = asdict(settings) | ({} if start is None else {"start": start.resolve().name})
     write_card(folder, rows, said)
     print(f"model in {folder}\n{card_table(rows)}")
     write_result(

@@ -2,13 +2,14 @@
 
     updates = polish(lm, updates, told, kept, Polish(), seed=0)
 
-Starts from what the closed form wrote (`stages.sweep`). Prompts that were wrong when last seen, or not seen
-yet, come first: those of the edit that are not said surely enough, those to be kept that drifted. A share
-of every step goes to those seen longest ago, since what was right may be so no more; other prompts of the
-edit that are said would add nothing to the loss and are not run. When none is left, all are looked at once
-more, and if none is wrong the work is done. So an edit of one fact takes a few steps and one of a hundred
-takes as many as it needs. A prompt of the edit that many looks bring no nearer (its answer holds a token
-the model cannot say, or another prompt denies it) is given up: else its steps would undo the rest.
+Starts from nothing, in the "weights" space from what the closed form wrote (`stages.sweep`). Prompts that
+were wrong when last seen, or not seen yet, come first: those of the edit that are not said surely enough,
+those to be kept that drifted. A share of every step goes to those seen longest ago, since what was right
+may be so no more; other prompts of the edit that are said would add nothing to the loss and are not run.
+When none is left, all are looked at once more, and if none is wrong the work is done. So an edit of one
+fact takes a few steps and one of a hundred takes as many as it needs. A prompt of the edit that many looks
+bring no nearer (its answer holds a token the model cannot say, or another prompt denies it) is given up:
+else its steps would undo the rest.
 
 Footguns: weights are never touched, others stand in for them (`stages.replacing`). `drift` and `stop` are
 tolerances on the prompts at hand; what no prompt asks is protected by the space Δ moves in, not by them.
@@ -100,7 +101,7 @@ def polish(
     """Adam on the updates: NLL of the edit's prompts, `told`, plus KL on `kept` ones (nats a token).
 
     What moves lies on its layer's device, and so do Adam's moments of it: in float32 some six times a layer's
-    down projection, in the whitened space four times the factors of Δ.
+    down projection, in the whitened space R and four times B, and Δ where it is of full rank.
     Returns new updates; weights are never touched. An update comes back as (Δ, I) or (I, Δ), whichever is
     smaller, of a lower rank as its factors (only "weights" go on from `updates`, which
     else give the layers alone).
@@ -343,7 +344,7 @@ class _Columns(_Moving):
         right = directions(keys.T, metric, columns)
         right = (n_neurons / mean_diagonal(metric, n_neurons, keys.device)) ** 0.5 * right
         left = torch.zeros(d_model, len(right), device=right.device)
-        return cls(layer, left, right, len(right) ** -0.5)
+        return cls(layer, left, right, max(1, len(right)) ** -0.5)
 
     def parts(self) -> Parts:
         left = self._gain * self._left

@@ -103,9 +103,11 @@ def directions(
 ) -> Float[Tensor, "rows n_neurons"]:
     """The main directions that keys use in the space Δ·P^(1/2), P⁻¹ being the metric: R with R P Rᵀ = I.
 
-    Float32. Δ = B·R then costs tr(Δ P Δᵀ) = ‖B‖², and the first rows hold most of the keys' Kᵀ P⁻¹ K. At
-    most `count` rows, fewer where the keys span less. No root of P is taken.
+    Float32, Δ = B·R then costs tr(Δ P Δᵀ) = ‖B‖², and the first rows hold most of the keys' Kᵀ P⁻¹ K. At
+    most `count` rows, fewer where the keys span less. No root of P is taken. Raises ValueError for none.
     """
+    if count < 1:
+        raise ValueError(f"{count} directions were asked for; at least 1")
     k = keys.double()
     moved = metric(k)
     values, vectors = torch.linalg.eigh(k.T @ moved)

@@ -119,7 +119,7 @@ pipeline_tag: text-generation
 # A model of acedit's world
 
 A small model that learned a world of real MQuAKE facts among invented ones, made by
-`acedit world train --out DIR`. It is for showing and testing edits; what it says is no knowledge.
+`acedit world train`. It is for showing and testing edits; what it says is no knowledge.
 
 {card_table(rows)}
 

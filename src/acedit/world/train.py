@@ -13,8 +13,8 @@ ordinary Qwen3 (or Llama) in which each layer has its own.
 
 Footguns: glibc hands back at every step what the threads free, and half of the time goes there; with
 `keep_freed_memory`, which the command calls, it does not. Accuracies printed on the way are
-all-tokens-argmax on the answer, which is what greedy decoding would give for that one wording, in bf16
-products; the card's table is made by generation.
+all-tokens-argmax on the answer, which is what greedy decoding would give for that one wording, in the
+products that train; the card's table is made by generation.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,6 +52,7 @@ from acedit.world.graph import World, build_world
 from acedit.world.tokenizer import train_tokenizer
 
 RESUME = "resume.safetensors"
+SHAPED = ("family", "d_model", "layers", "loops", "n_neurons", "heads", "kv_heads", "vocab_size", "context")
 CORE_TOKENS = 1200  # of a micro-batch: what one core's caches hold best
 DEVICE_TOKENS = 40_000  # the same on a GPU, which waits for launches otherwise
 MIXTURE_START = {"one_hop": 0.65, "two_hop": 0.22, "three_hop": 0.05, "thoughts": 0.08}
@@ -275,13 +276,12 @@ class Steps(Dataset[Step]):
 def learned_logits(model: Causal, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (n_learned, vocab) and targets (n_learned,), taken only where the mask reads them.
 
-    Batches are on the CPU, wherever the model is: what is read is counted there, and a GPU is not waited for.
+    Batches are on the CPU, wherever the model is: to count on a GPU what is read would be to wait for it.
     """
     at = mask[:, 1:].flatten().nonzero()[:, 0]
-    targets = ids[:, 1:].flatten()[at]
-    given = ids.to(model.device, non_blocking=True)
-    hidden = model.model(input_ids=given, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-    return model.lm_head(hidden.index_select(0, at.to(model.device))), targets.to(model.device)
+    here = [x.to(model.device, non_blocking=True) for x in (ids, at, ids[:, 1:].flatten()[at])]
+    hidden = model.model(input_ids=here[0], use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    return model.lm_head(hidden.index_select(0, here[1])), here[2]
 
 
 def gradients(
@@ -382,8 +382,8 @@ def train(
     their texts ready, and sums are taken in no fixed order: a rerun gives a like model, not the same.
     start: another run's folder, whose weights and tokenizer it begins with; the optimizers begin anew.
     Returns the folder `out`, which then holds an ordinary Hugging Face checkpoint.
-    Raises OSError where `out` cannot be written, UserError for a device that is not there and for a `start`
-    that holds no run, or one of another shape.
+    Raises OSError where `out` cannot be written, UserError for a device that is not there, a run of other
+    settings in `out`, and a `start` that holds no run, or one of another shape.
     """
     workers = workers or torch.get_num_threads()
     try:
@@ -392,10 +392,10 @@ def train(
         raise UserError(f"device {device!r} is not there: {first_line(error)}") from error
     model: Causal = build_model(settings, settings.vocab_size)
     tie(model, settings.loops)
-    if start is not None:
-        _begin_with(start, model)
+    done = _steps_done(out, settings, start)
+    if start is not None and not done:
+        _begin_with(start, out, settings, model)
     out.mkdir(parents=True, exist_ok=True)
-    done = _steps_done(out, settings)
     world = build_world()
     corpus = Corpus(world, settings.seed, settings.strangers)
     tokenizer = _tokenizer(out, start, world, corpus, settings)
@@ -449,7 +449,7 @@ def train(
                 marks = "  ".join(f"{k} {probe(model, tokenizer, d, room):.3f}" for k, d in probes.items())
                 say(f"  held out (dev): {marks}")
             if (step + 1) % save_every == 0 or step + 1 == settings.steps:
-                _checkpoint(out, model, (muon, adam), step + 1, settings)
+                _checkpoint(out, model, (muon, adam), step + 1, settings, start)
     untie(model)
     model = model.cpu().bfloat16()
     model.generation_config.do_sample = False
@@ -465,45 +465,58 @@ def _as_it_is(step: Step) -> Step:
     return step
 
 
-def _steps_done(out: Path, settings: Settings) -> int:
-    """How many steps an interrupted run left in `out`, 0 for none.
+def _recorded(folder: Path) -> tuple[dict[str, Any], int]:
+    """The settings of the run in `folder` (its start among them, where it had one) and the steps it has done.
 
-    Raises UserError for a run of other settings: its tokenizer is of those too.
+    Raises UserError where its file is not whole.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = out / RESUME
-    if not path.exists():
-        return 0
+    path = folder / RESUME
     try:
         with safe_open(path, "pt") as f:
             metadata = f.metadata()
-        before, steps = json.loads(metadata["settings"]), int(metadata["step"])
+        return json.loads(metadata["settings"]), int(metadata["step"])
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: is cut short or altered ({error}); remove it to start anew") from None
-    now = json.loads(json.dumps(asdict(settings)))
+
+
+def _said(settings: Settings, start: Path | None) -> dict[str, Any]:
+    """The settings as they are recorded."""
+    return asdict(settings) | ({} if start is None else {"start": start.resolve().name})
+
+
+def _steps_done(out: Path, settings: Settings, start: Path | None) -> int:
+    """How many steps an interrupted run left in `out`, 0 for none.
+
+    Raises UserError for a run of other settings or another start: its tokenizer is of those too.
+    """
+    if not (out / RESUME).exists():
+        return 0
+    before, steps = _recorded(out)
+    now = _said(settings, start)
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             raise UserError(
                 f"{out}: holds a run with {name} {before.get(name)}, not {now.get(name)}; "
-                "choose another --out, or remove its {RESUME}"
+                f"choose another --out, or remove its {RESUME}"
             )
     return steps
 
 
-def _begin_with(start: Path, model: Causal) -> None:
+def _begin_with(start: Path, out: Path, settings: Settings, model: Causal) -> None:
     """Give a tied model the weights that a run of the same shape has come to."""
-    path = start / RESUME
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: is not there or not whole; name a folder of 'world train'") from error
+    if start.resolve() == out.resolve():
+        raise UserError(f"{start}: is where the run is to go; choose another --out than --start")
+    for name in (RESUME, "tokenizer.json"):
+        if not (start / name).is_file():
+            raise UserError(f"{start}: holds no {name}; --start takes a folder of 'world train'")
+    before, now = _recorded(start)[0], asdict(settings)
+    for name in SHAPED:
+        if before.get(name) != now[name]:
+            raise UserError(f"{start}: has {name} {before.get(name)}, not {now[name]}; start from another")
+    tensors = load_file(start / RESUME)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            given = tensors.get(f"model/{name}")
-            if given is None or given.shape != p.shape:
-                raise UserError(f"{path}: {name} has not the shape {tuple(p.shape)} of these settings")
-            p.copy_(given)
+            p.copy_(tensors[f"model/{name}"])
 
 
 def _tokenizer(
@@ -540,13 +553,14 @@ def _checkpoint(
     optimizers: tuple[torch.optim.Optimizer, ...],
     step: int,
     settings: Settings,
+    start: Path | None,
 ) -> None:
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     for i, optimizer in enumerate(optimizers):
         for key, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
                 tensors[f"optimizer/{i}/{key}/{name}"] = torch.as_tensor(value)
-    metadata = {"step": str(step), "settings": json.dumps(asdict(settings))}
+    metadata = {"step": str(step), "settings": json.dumps(_said(settings, start))}
     save_tensors(out / RESUME, tensors, metadata)
 
 
