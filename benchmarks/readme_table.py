@@ -21,7 +21,6 @@ HERE = Path(__file__).resolve().parent.parent
 SHOWN = 6  # of the demo's answers
 COLUMNS = (
     ("batch25.json", "ace", "25 at once"),
-    ("rank32.json", "ace-r32", "25 at once"),
     ("batch25.json", "ft-same", "25 at once"),
     ("batch25.json", "pmet", "25 at once"),
     ("batch25.json", "ace-value", "25 at once"),
@@ -29,7 +28,7 @@ COLUMNS = (
     ("batch1.json", "ace", "one at a time"),
     ("batch1.json", "pmet", "one at a time"),
 )
-SUMMARY = (COLUMNS[0], COLUMNS[2], COLUMNS[3], COLUMNS[6], COLUMNS[7])
+SUMMARY = (COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[5], COLUMNS[6])
 ROWS = (
     ("efficacy", "efficacy", "0.99 / 0.98"),
     ("paraphrase", "paraphrase", "0.97 / 0.95"),
