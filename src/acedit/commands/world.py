@@ -55,7 +55,7 @@ def _train(args: argparse.Namespace) -> None:
     from acedit.lm.model import load
     from acedit.world.card import card_table, measure, write_card
     from acedit.world.graph import build_world
-    from acedit.world.train import SHAPES, keep_freed_memory, train
+    from acedit.world.train import SHAPES, keep_freed_memory, recorded, train
 
     check_outputs(args)
     keep_freed_memory()
@@ -69,7 +69,7 @@ def _train(args: argparse.Namespace) -> None:
         raise UserError("--shape further goes on from another run: name its folder with --start")
     folder = train(Path(args.out), settings, say=progress.say, device=args.device, start=start)
     rows = measure(load(folder), build_world(), seed=args.seed, say=progress.say)
-    said = asdict(settings) | ({} if start is None else {"start": start.resolve().name})
+    said = recorded(settings, start)
     write_card(folder, rows, said)
     print(f"model in {folder}\n{card_table(rows)}")
     write_result(

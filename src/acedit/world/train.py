@@ -22,7 +22,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -465,7 +465,7 @@ def _as_it_is(step: Step) -> Step:
     return step
 
 
-def _recorded(folder: Path) -> tuple[dict[str, Any], int]:
+def _run_in(folder: Path) -> tuple[dict[str, Any], int]:
     """The settings of the run in `folder` (its start among them, where it had one) and the steps it has done.
 
     Raises UserError where its file is not whole.
@@ -479,8 +479,8 @@ def _recorded(folder: Path) -> tuple[dict[str, Any], int]:
         raise UserError(f"{path}: is cut short or altered ({error}); remove it to start anew") from None
 
 
-def _said(settings: Settings, start: Path | None) -> dict[str, Any]:
-    """The settings as they are recorded."""
+def recorded(settings: Settings, start: Path | None) -> dict[str, Any]:
+    """The settings as a run and its card record them, with the name of the run it began with."""
     return asdict(settings) | ({} if start is None else {"start": start.resolve().name})
 
 
@@ -491,8 +491,8 @@ def _steps_done(out: Path, settings: Settings, start: Path | None) -> int:
     """
     if not (out / RESUME).exists():
         return 0
-    before, steps = _recorded(out)
-    now = _said(settings, start)
+    before, steps = _run_in(out)
+    now = recorded(settings, start)
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             raise UserError(
@@ -509,25 +509,30 @@ def _begin_with(start: Path, out: Path, settings: Settings, model: Causal) -> No
     for name in (RESUME, "tokenizer.json"):
         if not (start / name).is_file():
             raise UserError(f"{start}: holds no {name}; --start takes a folder of 'world train'")
-    before, now = _recorded(start)[0], asdict(settings)
+    before, now = _run_in(start)[0], asdict(settings)
     for name in SHAPED:
         if before.get(name) != now[name]:
             raise UserError(f"{start}: has {name} {before.get(name)}, not {now[name]}; start from another")
-    tensors = load_file(start / RESUME)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(tensors[f"model/{name}"])
+    _take_weights(load_file(start / RESUME), model)
+
+
+@torch.no_grad()
+def _take_weights(tensors: Mapping[str, Tensor], model: torch.nn.Module) -> None:
+    """Give the model those that a checkpoint holds."""
+    for name, p in model.named_parameters():
+        p.copy_(tensors[f"model/{name}"])
 
 
 def _tokenizer(
     out: Path, start: Path | None, world: World, corpus: Corpus, settings: Settings
 ) -> PreTrainedTokenizerFast:
     """The tokenizer of an interrupted run or of `start`, or one trained on a sample of the texts to come."""
-    if (out / RESUME).exists() and (out / "tokenizer.json").exists():
-        start = out
-    if start is not None:
-        kept: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(start)
-        kept.save_pretrained(out)
+    resumed = (out / RESUME).exists() and (out / "tokenizer.json").exists()
+    source = out if resumed else start
+    if source is not None:
+        kept: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(source)
+        if not resumed:
+            kept.save_pretrained(out)
         return kept
     sample = [doc.text for step in range(30) for doc in documents(corpus, settings, step * 50)]
     tokenizer = train_tokenizer(
@@ -560,16 +565,14 @@ def _checkpoint(
         for key, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
                 tensors[f"optimizer/{i}/{key}/{name}"] = torch.as_tensor(value)
-    metadata = {"step": str(step), "settings": json.dumps(_said(settings, start))}
+    metadata = {"step": str(step), "settings": json.dumps(recorded(settings, start))}
     save_tensors(out / RESUME, tensors, metadata)
 
 
 def _resume(out: Path, model: torch.nn.Module, optimizers: tuple[torch.optim.Optimizer, ...]) -> None:
     """Load what an interrupted run left."""
     tensors = load_file(out / RESUME)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(tensors[f"model/{name}"])
+    _take_weights(tensors, model)
     for i, optimizer in enumerate(optimizers):
         whole = optimizer.state_dict()
         state: dict[int, dict[str, Tensor]] = {}
