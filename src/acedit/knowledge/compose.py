@@ -171,10 +171,11 @@ class Amounts:
 
     hold: relations of the subject's kin that it is asked after, each as cloze and question. kin: subjects of
     the same relation that are asked after it in all its wordings and in some frames around its noun phrases,
-    so many for one edit and for each of n a share, one at least. beside: chains from the subject through another
-    relation of its kin, on by one that follows from the new object, asked once each. aloud: the share of replay
-    that is thought aloud, whole chains said hop by hop. left_out: the share of second relations (what follows
-    from the new object) that no prompt asks, 0 but for measuring how far an edit carries beyond its own prompts.
+    so many for one edit and for each of n a share, one at least. beside: chains from the subject through
+    another relation of its kin, on by one that follows from the new object, asked once each. aloud: the share
+    of replay that is thought aloud, whole chains said hop by hop. left_out: the share of second relations
+    (what follows from the new object) that no prompt asks, 0 but for measuring how far an edit carries
+    beyond its own prompts.
     """
 
     lead: int = 8
