@@ -230,45 +230,6 @@ def test_a_subject_is_held_to_what_its_kin_are_asked(world: World, known: list[F
     assert not any(p.kind == "hold" for p in Composer(edits, known, amounts=Amounts(hold=0)).prompts())
 
 
-def test_what_follows_is_held_apart_from_the_subjects_other_objects(world: World, known: list[Fact]) -> None:
-    edits = edits_of(world, 12)
-    edited = {edit.key for edit in edits}
-    of: dict[str, dict[str, Fact]] = {}
-    for fact in [*(f for f in known if f.key not in edited), *(e.fact for e in edits)]:
-        of.setdefault(fact.subject, {})[fact.relation.id] = fact
-    with_them = Composer(edits, known, amounts=Amounts(beside=6)).prompts()
-    without = {*Composer(edits, known, amounts=Amounts()).prompts()}
-    beside = [p for p in with_them if p not in without]
-    assert without < {*with_them} and len(beside) > 12
-    assert all(p.kind == "hold" and p.answer == "" and p.subject == edits[p.edit].subject for p in beside)
-
-    through: dict[str, set[tuple[str, str]]] = {}
-    for a in R.values():
-        for b in R.values():
-            for phrase in a.phrases:
-                for text in (*map(asked, b.questions), *b.prompts):
-                    through.setdefault(text.format(phrase).lower(), set()).add((a.id, b.id))
-    known_first = 0
-    for i, edit in enumerate(edits):
-        mine = [through[p.template.lower()] for p in beside if p.edit == i]
-        assert len(mine) <= 6
-        for pairs in mine:
-            # One noun phrase may serve two relations: one of the readings has to be allowed.
-            assert any(
-                first != edit.relation.id
-                and (edit.subject, first) not in edited
-                and not reserved(edit.subject, first)
-                and second in of[edit.target]
-                and (
-                    (fact := of[edit.subject].get(first)) is None
-                    or not ((fact.object, second) in edited or reserved(fact.object, second))
-                )
-                for first, second in pairs
-            )
-            known_first += any(a in of[edit.subject] for a, _ in pairs)
-    assert known_first
-
-
 def test_kin_are_asked_in_every_wording_and_in_frames(world: World, known: list[Fact]) -> None:
     edits = edits_of(world)[:1]
     (edit,) = edits

@@ -21,12 +21,12 @@ is all asked, unless `Amounts.left_out` keeps a share of it for measuring the sa
 """
 
 import hashlib
-import itertools
 import random
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal, TypeVar
 
 from acedit.knowledge.facts import Edit, Fact
@@ -122,7 +122,7 @@ def to_another(fact: Fact, objects: Mapping[str, Sequence[str]], rng: random.Ran
 
 def _in_turn(*several: Sequence[T]) -> Iterator[T]:
     """The first of each, the second of each, and so on."""
-    for row in itertools.zip_longest(*several):
+    for row in zip_longest(*several):
         yield from (item for item in row if item is not None)
 
 
@@ -171,9 +171,8 @@ class Amounts:
 
     hold: relations of the subject's kin that it is asked after, each as cloze and question. kin: subjects of
     the same relation that are asked after it in all its wordings and in some frames around its noun phrases,
-    so many for one edit and for each of n a share, one at least. beside: chains from the subject through
-    another relation of its kin, on by one that follows from the new object, asked once each. aloud: the share
-    of replay that is thought aloud, whole chains said hop by hop. left_out: the share of second relations
+    so many for one edit and for each of n a share, one at least. aloud: the share of replay that is thought
+    aloud, whole chains said hop by hop. left_out: the share of second relations
     (what follows from the new object) that no prompt asks, 0 but for measuring how far an edit carries
     beyond its own prompts.
     """
@@ -184,7 +183,6 @@ class Amounts:
     keep: int = 6
     replay: int = 40  # twice that for one edit; for n, so many times 1 + n // 3
     hold: int = 0
-    beside: int = 0
     kin: int = 0
     aloud: float = 0.0
     left_out: float = 0.0
@@ -235,7 +233,6 @@ class Composer:
                 self._keep,
                 self._hold,
                 self._kin,
-                self._beside,
             ):
                 made.extend(dict.fromkeys(part(i, edit, rng)))
         made.extend(dict.fromkeys(self._replay(random.Random(f"{self._seed}/replay"))))
@@ -357,22 +354,20 @@ class Composer:
             yield from self._asks(edit.subject, [fact.relation], fact.object, "keep", i, rng)
 
     def _of_kin(self, edit: Edit) -> dict[str, Relation]:
-        """What subjects of the edit's relation have, by id: what the edited one may be asked after."""
+        """What subjects of the edit's relation have, by id: what the edited one might be asked after."""
         kin = sorted({fact.subject for fact in self._same[edit.relation.id]})
-        return {
-            fact.relation.id: fact.relation
-            for subject in kin
-            for fact in self._after[subject]
-            if (edit.subject, fact.relation.id) not in self._edited
-            and not reserved(edit.subject, fact.relation.id)
-        }
+        return {fact.relation.id: fact.relation for subject in kin for fact in self._after[subject]}
 
     def _hold(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
         """The subject asked after what others of its kind have, at most `Amounts.hold` relations.
 
         Others of its kind: subjects of the same relation. There need be no such fact of this one.
         """
-        relations = self._of_kin(edit)
+        relations = {
+            id: relation
+            for id, relation in self._of_kin(edit).items()
+            if (edit.subject, id) not in self._edited and not reserved(edit.subject, id)
+        }
         for id in rng.sample(sorted(relations), k=min(self.amounts.hold, len(relations))):
             yield from self._asks(edit.subject, [relations[id]], "", "hold", i, rng)
             yield from self._framed(edit.subject, relations[id], i, rng, FRAMED if self.amounts.kin else 0)
@@ -393,31 +388,6 @@ class Composer:
             for template in (*edit.relation.prompts, *map(asked, edit.relation.questions)):
                 yield Prompt(template, subject, "", "hold", i)
             yield from self._framed(subject, edit.relation, i, rng, 2 * FRAMED)
-
-    def _beside(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
-        """What follows from the new object, asked of the subject's other objects; known chains come first.
-
-        Else a chain's end is learned as the subject's own: "the language of the head of government of Canada"
-        as the language of Canada.
-        """
-        if not edit.relation.phrases:
-            return
-        onward = {path[0].relation.id: path[0].relation for path in self._onward(edit, rng) if len(path) == 1}
-        first = {id: relation for id, relation in self._of_kin(edit).items() if relation.phrases}
-        objects = {fact.relation.id: fact.object for fact in self._after[edit.subject]}
-        known: list[tuple[Relation, Relation]] = []
-        guessed: list[tuple[Relation, Relation]] = []
-        for id, second in itertools.product(sorted(first), sorted(onward)):
-            over = objects.get(id)
-            if over is None:
-                guessed.append((first[id], onward[second]))
-            elif (over, second) not in self._edited and not reserved(over, second):
-                has = any(fact.relation.id == second for fact in self._after[over])
-                (known if has else guessed).append((first[id], onward[second]))
-        for some in (known, guessed):
-            rng.shuffle(some)
-        for hops in [*known, *guessed][: self.amounts.beside]:
-            yield self._ask(edit.subject, hops, "", "hold", i, rng)
 
     def _others(self, edit: Edit) -> list[str]:
         """Subjects that have the edit's relation too, are not edited, and may be asked; sorted."""

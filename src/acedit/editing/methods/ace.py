@@ -20,7 +20,7 @@ from acedit.knowledge.compose import Amounts
 
 PASSES = 4
 COLUMNS = 256  # of Δ at most: more directions than the keys of some hundred facts use
-AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8, hold=12, beside=8, kin=16, replay=80, aloud=0.25)
+AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8, hold=12, kin=16, replay=80, aloud=0.25)
 
 ACE = Method(
     name="ace",
