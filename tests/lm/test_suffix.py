@@ -51,3 +51,16 @@ def test_layers_out_of_range_are_refused() -> None:
     for layer in (-1, lm.n_layers + 1):
         with pytest.raises(UserError, match=r"not in 0\.\.3"):
             Suffix(lm, lm.encode(TEXTS), layer)
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_copies_of_a_row_run_side_by_side(lm: LanguageModel, start: int) -> None:
+    encoded = lm.encode(TEXTS)
+    suffix = Suffix(lm, encoded, 1, start=start, copies=3)
+    changed = suffix.hidden.unflatten(0, (3, 3)).clone()
+    changed[:, 1] *= 2
+    final = suffix.run(changed.flatten(0, 1)).unflatten(0, (3, 3))
+    alone = Suffix(lm, encoded, 1, start=start)
+    torch.testing.assert_close(final[:, 0], alone.run(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(final[:, 1], alone.run(2 * alone.hidden), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(final[:, 2], alone.run(), atol=1e-5, rtol=1e-4)

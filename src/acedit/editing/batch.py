@@ -99,7 +99,7 @@ class Batch:
         width = max(encoded.lengths.tolist(), default=0)
         return Batch(
             tuple(self.prompts[i] for i in rows.tolist()),
-            Encoded(encoded.input_ids[:, :width], encoded.attention_mask[:, :width]),
+            encoded.upto(width),
             self.subject[rows],
             self.last[rows],
             place[self.answer_row[kept]],

@@ -181,6 +181,10 @@ class Encoded:
         """The rows at `index`, still padded to the whole batch's length."""
         return Encoded(self.input_ids[index], self.attention_mask[index])
 
+    def upto(self, end: int) -> "Encoded":
+        """The first `end` tokens of every row."""
+        return Encoded(self.input_ids[:, :end], self.attention_mask[:, :end])
+
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 

@@ -48,7 +48,8 @@ class _Kept:
 class Suffix:
     """Blocks `layer` … n_layers - 1 of `lm` on one encoded batch.
 
-    hidden: (batch seq d_model), the residual stream entering block `layer` from token `start` on, detached.
+    hidden: (batch seq d_model), the residual stream entering block `layer` from token `start` on, detached;
+    batch counts every copy.
     """
 
     lm: LanguageModel
@@ -56,10 +57,11 @@ class Suffix:
     start: int
     hidden: Tensor
 
-    def __init__(self, lm: LanguageModel, encoded: Encoded, layer: int, *, start: int = 0):
+    def __init__(self, lm: LanguageModel, encoded: Encoded, layer: int, *, start: int = 0, copies: int = 1):
         """Record one pass. Raises `UserError` for a layer outside 0 … n_layers.
 
-        start: the first token (of every row, none of them padding before it) that is run again.
+        start: the first token (of every row, none of them padding before it) that is run again. copies: each
+        row is there so many times, next to each other, and what stands before `start` is run once for all.
         """
         if not 0 <= layer <= lm.n_layers:
             raise UserError(f"layer {layer} is not in 0..{lm.n_layers}")
@@ -80,9 +82,14 @@ class Suffix:
 
         with torch.no_grad():
             past = lm.remember(encoded.input_ids[:, :start]) if start else None
+        if past is not None:
+            past.batch_repeat_interleave(copies)
         earlier: Any = [] if past is None else past.layers[layer:]
         kept = _Kept({layer + i: (each.keys, each.values) for i, each in enumerate(earlier)})
-        rest = Encoded(encoded.input_ids[:, start:], encoded.attention_mask[:, start:])
+        rest = Encoded(
+            encoded.input_ids[:, start:].repeat_interleave(copies, 0),
+            encoded.attention_mask[:, start:].repeat_interleave(copies, 0),
+        )
         handles: list[Any] = [
             lm.block(above).register_forward_pre_hook(record, with_kwargs=True)
             for above in range(layer, lm.n_layers)

@@ -28,6 +28,7 @@ from acedit.lm.model import LanguageModel
 from acedit.lm.suffix import Suffix
 
 STEPS = 20  # of the integral
+ROWS = 8  # prompts run at once, each in all its steps
 THRESHOLD = 0.2
 SHARED, STEP = 0.7, 0.05
 FEWEST, MOST = 2, 5  # neurons of a fact
@@ -125,28 +126,30 @@ def _shared(prompted: Sequence[set[Neuron]]) -> list[Neuron]:
 def integrated_gradients(
     lm: LanguageModel, batch: Batch, layer: int, steps: int = STEPS
 ) -> Float[Tensor, "rows n_neurons"]:
-    """m_k ∫₀¹ dP(o)/dm_k(α m) dα at each prompt's last token, o its answer's first token (Riemann sum)."""
-    rows = torch.arange(len(batch), device=lm.device)
-    at, first = batch.last, torch.tensor([lm.token_ids(p.answer)[0] for p in batch.prompts], device=lm.device)
-    total = torch.zeros(len(batch), lm.n_neurons, device=lm.device)
-    suffix = Suffix(lm, batch.encoded, layer)
+    """m_k ∫₀¹ dP(o)/dm_k(α m) dα at each prompt's last token, o its answer's first token (Riemann sum).
+
+    Nothing before that token is moved, so it alone is run again, in all the steps at once.
+    """
+    first = torch.tensor([lm.token_ids(p.answer)[0] for p in batch.prompts], device=lm.device)
     with torch.no_grad():
-        whole, _ = keys_at(lm, batch.encoded, layer, at)
-    for step in range(1, steps + 1):
-        leaf = (step / steps * whole).to(lm.dtype).requires_grad_(True)
+        whole, _ = keys_at(lm, batch.encoded, layer, batch.last)
+    share = torch.arange(1, steps + 1, device=lm.device) / steps
+    total = torch.zeros_like(whole)
+    for last in batch.last.unique().tolist():
+        for rows in (batch.last == last).nonzero()[:, 0].split(ROWS):
+            leaf = (whole[rows, None] * share[:, None]).flatten(0, 1).to(lm.dtype).requires_grad_(True)
 
-        def scaled(_: object, args: tuple[Tensor, ...], leaf: Tensor = leaf) -> tuple[Tensor, ...]:
-            key = args[0].detach()  # opt hands its FFN flat rows
-            where = (rows.to(key.device), at.to(key.device))
-            flat = key.reshape(len(batch), -1, key.shape[-1]).index_put(where, leaf.to(key))
-            return (flat.reshape(key.shape), *args[1:])
+            def scaled(_: object, args: tuple[Tensor, ...], leaf: Tensor = leaf) -> tuple[Tensor, ...]:
+                return (leaf.to(args[0]).reshape(args[0].shape), *args[1:])
 
-        handle = lm.down(layer).register_forward_pre_hook(scaled)
-        try:
-            final = suffix.run()
-        finally:
-            handle.remove()
-        chance = suffix.logits(final[rows, at]).softmax(-1)[rows, first]
-        (gradient,) = torch.autograd.grad(chance.sum(), leaf)
-        total += gradient.float()
+            suffix = Suffix(lm, batch.pick(rows).encoded.upto(last + 1), layer, start=last, copies=steps)
+            handle = lm.down(layer).register_forward_pre_hook(scaled)
+            try:
+                final = suffix.run()[:, 0]
+            finally:
+                handle.remove()
+            said = suffix.logits(final).softmax(-1)
+            chance = said.gather(1, first[rows].repeat_interleave(steps)[:, None])
+            (gradient,) = torch.autograd.grad(chance.sum(), leaf)
+            total[rows] = gradient.float().unflatten(0, (len(rows), steps)).sum(1)
     return whole.float() * total / steps
