@@ -23,7 +23,8 @@ from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.errors import UserError
 from acedit.knowledge.facts import Edit, Fact, read_cases
 from acedit.knowledge.relations import Relation
-from acedit.lm.model import LanguageModel, load
+from acedit.lm.loading import load
+from acedit.lm.model import LanguageModel
 from acedit.world.cases import make_cases
 from acedit.world.graph import build_world
 from acedit.world.train import SHAPES
@@ -356,7 +357,7 @@ def test_world_train_ends_with_the_card(
 
 
 def test_demo_writes_what_it_found(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acedit.lm.model.load", lambda _: None)
+    monkeypatch.setattr("acedit.lm.loading.load", lambda _: None)
     monkeypatch.setattr(
         "acedit.report.demo.run", lambda *_, **options: {"scores": {}, "told": options["seed"]}
     )

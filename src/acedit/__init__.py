@@ -34,7 +34,8 @@ if TYPE_CHECKING:
         read_facts,
     )
     from acedit.knowledge.relations import Relation
-    from acedit.lm.model import LanguageModel, load
+    from acedit.lm.loading import load
+    from acedit.lm.model import LanguageModel
 
 __version__ = "0.1.0"
 
@@ -72,7 +73,8 @@ _HOMES = {
     "acedit.errors": ("UserError",),
     "acedit.knowledge.facts": ("Case", "Chain", "Edit", "Fact", "read_cases", "read_edits", "read_facts"),
     "acedit.knowledge.relations": ("Relation",),
-    "acedit.lm.model": ("LanguageModel", "load"),
+    "acedit.lm.loading": ("load",),
+    "acedit.lm.model": ("LanguageModel",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

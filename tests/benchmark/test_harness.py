@@ -9,7 +9,7 @@ from acedit.benchmark.leak import starts
 from acedit.editing.edit import edit
 from acedit.errors import UserError
 from acedit.knowledge.facts import cases_from
-from acedit.lm.model import load
+from acedit.lm.loading import load
 from acedit.world.cases import facts_of, make_cases
 from acedit.world.graph import build_world
 

@@ -18,7 +18,8 @@ from acedit.editing.methods import Method, method
 from acedit.editing.preserve import text_of
 from acedit.errors import UserError
 from acedit.knowledge.facts import Case, Fact, cases_from
-from acedit.lm.model import LanguageModel, load
+from acedit.lm.loading import load
+from acedit.lm.model import LanguageModel
 from acedit.world.cases import facts_of, make_cases
 from acedit.world.graph import build_world
 from tests.benchmark.killer import ALWAYS, FLAG, KILLER

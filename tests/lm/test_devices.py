@@ -15,6 +15,7 @@ from acedit.benchmark.fluency import perplexity
 from acedit.editing.edit import edit
 from acedit.editing.plan import locate
 from acedit.errors import UserError
+from acedit.lm.generation import greedy
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import trace
 from tests.editing.test_edit import EDITS, KNOWN, PLAN, short
@@ -73,7 +74,7 @@ def everything(lm: LanguageModel) -> dict[str, object]:
     top = certified_top(lm, PROMPTS, ANSWERS, k=3)
     return {
         "logits": lm.logits(PROMPTS).cpu(),
-        "greedy": lm.greedy(shared, max_new_tokens=12, stop=()),
+        "greedy": greedy(lm, shared, max_new_tokens=12, stop=()),
         "perplexity": perplexity(lm, shared[0]),
         "residual": trace(lm, PROMPTS).residual.cpu(),
         "neurons": scores.neurons.cpu(),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from acedit.files import write_text
-from acedit.lm.model import load
+from acedit.lm.loading import load
 from acedit.report.explore import explore
 from acedit.report.page import EditRow, Page, render
 

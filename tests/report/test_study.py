@@ -16,7 +16,7 @@ from acedit.attribution.atlas import build_atlas
 from acedit.attribution.value import Neuron, layer_scores
 from acedit.errors import UserError
 from acedit.knowledge.facts import Fact
-from acedit.lm.model import load
+from acedit.lm.loading import load
 from acedit.report.study import Result, Setting, save, setting_of, studies
 from acedit.report.study.accumulate import lag_correlations
 from acedit.report.study.base import CATEGORIES, accuracy

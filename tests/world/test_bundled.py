@@ -19,7 +19,8 @@ from acedit.editing.edit import edit
 from acedit.editing.methods import method, methods
 from acedit.editing.patch import Patch
 from acedit.knowledge.facts import Case, Fact, cases_from
-from acedit.lm.model import LanguageModel, load
+from acedit.lm.loading import load
+from acedit.lm.model import LanguageModel
 from acedit.world import bundled_path
 from acedit.world.card import measure, read_table
 from acedit.world.cases import facts_of, make_cases

@@ -9,7 +9,8 @@ from acedit.benchmark.evaluate import edit_cases
 from acedit.benchmark.score import Scorer, summarise
 from acedit.editing.methods import method
 from acedit.knowledge.facts import cases_from
-from acedit.lm.model import LanguageModel, load
+from acedit.lm.loading import load
+from acedit.lm.model import LanguageModel
 from acedit.world.card import read_table
 from acedit.world.cases import facts_of, make_cases
 from acedit.world.graph import build_world

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from acedit.errors import UserError
-from acedit.lm.model import load
+from acedit.lm.loading import load
 from acedit.world.corpus import Corpus
 from acedit.world.tokenizer import train_tokenizer
 from acedit.world.train import (

@@ -18,6 +18,7 @@ from acedit.attribution.spread import Spread, measure_spread
 from acedit.attribution.value import Neuron, top_neurons, vectors_at
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit
+from acedit.lm.generation import greedy
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import Trace, trace
 
@@ -47,7 +48,7 @@ def spaced(items: Sequence[T], most: int) -> Sequence[T]:
 def old_answers(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> list[str]:
     """What each prompt's fact is now: the edit's old object, or what the model says."""
     unknown = [p for p in prompts if not edits[p.edit].old]
-    said = dict(zip(unknown, lm.greedy([p.text for p in unknown]), strict=True)) if unknown else {}
+    said = dict(zip(unknown, greedy(lm, [p.text for p in unknown]), strict=True)) if unknown else {}
     return [edits[p.edit].old or said[p].strip(" .") or edits[p.edit].target for p in prompts]
 
 

@@ -24,7 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from acedit.errors import UserError
-from acedit.lm.model import Encoded, LanguageModel
+from acedit.lm.model import LanguageModel
+from acedit.lm.tokens import Encoded
 from acedit.lm.trace import Trace, trace
 
 Norm = Literal["frozen", "exact"]

@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional as F
 
 from acedit.knowledge.prose import wikitext
-from acedit.lm.model import Encoded, LanguageModel
+from acedit.lm.model import LanguageModel
+from acedit.lm.tokens import Encoded
 
 WINDOWS = 32
 TOKENS = 128  # a window

@@ -42,7 +42,8 @@ from acedit.editing.preserve import text_of
 from acedit.editing.presets import preset
 from acedit.errors import UserError
 from acedit.knowledge.facts import Case, Fact
-from acedit.lm.model import LanguageModel, load
+from acedit.lm.loading import load
+from acedit.lm.model import LanguageModel
 
 log = logging.getLogger("acedit")
 

@@ -60,7 +60,7 @@ def load_model(args: argparse.Namespace) -> "LanguageModel":
     """The model that the arguments name, without transformers' progress bars."""
     from transformers.utils import logging as chatter
 
-    from acedit.lm.model import load
+    from acedit.lm.loading import load
 
     silence: Any = chatter.disable_progress_bar
     silence()

@@ -20,7 +20,7 @@ def add(commands: Any, shared: Shared) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from acedit.lm.model import load
+    from acedit.lm.loading import load
     from acedit.report.demo import run
 
     check_outputs(args)

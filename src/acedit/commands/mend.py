@@ -37,7 +37,7 @@ def _mend(args: argparse.Namespace) -> None:
     from dataclasses import asdict, replace
 
     from acedit.editing import hyper
-    from acedit.lm.model import load
+    from acedit.lm.loading import load
 
     known = given_facts(args.facts) or world_facts()
     check_outputs(args)

@@ -108,7 +108,7 @@ def _annotated(
     import random
 
     from acedit.benchmark.annotate import annotate, hf, openai
-    from acedit.lm.model import load
+    from acedit.lm.loading import load
 
     kind, _, name = who.partition(":")
     if kind not in ("openai", "hf") or not name:

@@ -52,7 +52,7 @@ def add(commands: Any, shared: Shared) -> None:
 def _train(args: argparse.Namespace) -> None:
     from dataclasses import asdict, replace
 
-    from acedit.lm.model import load
+    from acedit.lm.loading import load
     from acedit.world.card import card_table, measure, write_card
     from acedit.world.graph import build_world
     from acedit.world.train import SHAPES, keep_freed_memory, recorded, train

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from acedit.errors import UserError
 from acedit.knowledge.compose import Prompt
-from acedit.lm.model import Encoded, LanguageModel
+from acedit.lm.model import LanguageModel
+from acedit.lm.tokens import Encoded
 
 
 @dataclass(frozen=True)

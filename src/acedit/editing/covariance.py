@@ -24,7 +24,8 @@ from acedit.editing.keys import second_moments
 from acedit.editing.patch import patches_off
 from acedit.errors import UserError
 from acedit.lm.cache import default_cache, keep, kept
-from acedit.lm.model import Encoded, LanguageModel
+from acedit.lm.model import LanguageModel
+from acedit.lm.tokens import Encoded
 
 Progress = Callable[[int, int], None]
 

@@ -37,6 +37,7 @@ from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt, Wordings, asked_thoughts
 from acedit.knowledge.facts import Edit, Fact, distinct_edits
 from acedit.knowledge.prompts import COT_PROMPT
+from acedit.lm.generation import greedy
 from acedit.lm.model import LanguageModel
 from acedit.waiting import Countdown
 
@@ -320,7 +321,7 @@ def _essence(lm: LanguageModel, edits: Sequence[Edit], avoid: Collection[str]) -
 def own_answers(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     """`prompts`, those without an answer with what the model says to them; dropped where it says nothing."""
     unsaid = [p for p in prompts if not p.answer]
-    said = lm.greedy([p.text for p in unsaid], max_new_tokens=12) if unsaid else []
+    said = greedy(lm, [p.text for p in unsaid], max_new_tokens=12) if unsaid else []
     lines = (text.strip().split("\n", 1)[0] for text in said)
     own = [replace(p, answer=line) for p, line in zip(unsaid, lines, strict=True) if line]
     return [p for p in prompts if p.answer] + own
@@ -425,7 +426,7 @@ def _primed(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
 def _prefixed(lm: LanguageModel, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     """Each prompt as it is, single-hop ones also behind `count` short contexts of the model's own (MEMIT)."""
     starts = ("The", "Therefore", "Because", "I", "You", "Today")
-    texts = lm.greedy(list(starts[:count]), max_new_tokens=8)
+    texts = greedy(lm, list(starts[:count]), max_new_tokens=8)
     contexts = [f"{start}{text.rstrip()}. " for start, text in zip(starts, texts, strict=False)]
     clean = [c.replace("{", "").replace("}", "") for c in contexts]
     return [

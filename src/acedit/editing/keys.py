@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from acedit.editing.batch import Batch
-from acedit.lm.model import Encoded, LanguageModel
+from acedit.lm.model import LanguageModel
+from acedit.lm.tokens import Encoded
 from acedit.lm.trace import at_tokens, first
 
 FLUSH = 8  # runs whose sums stay on the model's device, in float32

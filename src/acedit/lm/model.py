@@ -1,6 +1,6 @@
 """`LanguageModel`: a Hugging Face decoder seen as residual stream, attention and FFN neurons.
 
-    lm = load("bundled")                            # or a hub name, a folder, a loaded model
+    lm = LanguageModel(model, tokenizer)            # or `lm.loading.load`
     lm.logits(["The capital of Peru is"])           # (1, vocab), float32, at the last token
     lm.subvalues(3)                                 # (n_neurons, d_model): row k is fc2_k
     lm.generate(["Question: ...\\nAnswer:"])         # greedy
@@ -20,37 +20,25 @@ Footguns:
   weights asks for it first (`editing.patch` does).
 """
 
-import copy
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from inspect import signature
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DynamicCache,
-    PreTrainedModel,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import DynamicCache, PreTrainedModel
 
-from acedit.errors import UserError, first_line
+from acedit.errors import UserError
 from acedit.knowledge import prompts
 from acedit.lm.families import Family, family_of
 from acedit.lm.norms import FrozenNorm
 from acedit.lm.reader import Reader
+from acedit.lm.tokens import Encoded, Tokens
 
 # Config fields that change what the same weights compute, where a family has them. Rotary settings
 # are left out: transformers 5 stores them otherwise than 4 did, and a fingerprint must outlive an
@@ -67,126 +55,9 @@ _ARCHITECTURE = (
     "final_logit_softcapping",
 )
 
-_PREFIX = 32  # tokens that have to be shared to be worth running once
-_STRIDE = 12  # new tokens between looks at which rows have ended
-
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that can be edited
 
 _PATCHES = "_acedit_patches"  # the attribute of a model that holds what is on it
-
-# What loading can raise on a user's input; anything else is a bug and keeps its trace.
-_LOADING = (
-    OSError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    ImportError,
-    TypeError,  # a dtype that holds no weights
-    AssertionError,  # torch without CUDA
-    SafetensorError,
-)
-
-
-def load(
-    model: str | Path | PreTrainedModel,
-    *,
-    tokenizer: Any = None,
-    dtype: torch.dtype | str | None = None,
-    device_map: Any = None,
-) -> "LanguageModel":
-    """Load a language model to look into and edit.
-
-    model: `"bundled"` (the small model in the package), a folder of Hugging Face files, a hub name,
-    or a loaded model, which then needs its `tokenizer`. dtype: as transformers takes it; None keeps
-    the checkpoint's own, but takes the bundled model in float32, which CPUs run several times as fast
-    as bf16. device_map: passed to accelerate.
-
-    Raises `UserError` for a missing or broken folder, an unknown family, or a model without
-    tokenizer.
-    """
-    if isinstance(model, PreTrainedModel):
-        if tokenizer is None:
-            raise UserError("a loaded model needs its tokenizer: load(model, tokenizer=...)")
-        if dtype is not None or device_map is not None:
-            raise UserError("dtype and device_map are for loading: this model is already loaded")
-        return LanguageModel(model, tokenizer)
-    source = _source(model)
-    if model == "bundled" and dtype is None:
-        dtype = torch.float32
-    try:
-        config = AutoConfig.from_pretrained(source)
-        family_of(config)
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        auto: Any = AutoModelForCausalLM
-        loaded, info = auto.from_pretrained(
-            source,
-            config=config,
-            dtype="auto" if dtype is None else dtype,
-            device_map=device_map,
-            output_loading_info=True,
-        )
-    except UserError:
-        raise
-    except _LOADING as error:
-        place = "folder" if Path(source).is_dir() else "hub name (there is no such folder)"
-        raise UserError(f"cannot load a model from the {place} {source!r}: {first_line(error)}") from error
-    if info["missing_keys"]:
-        some = sorted(info["missing_keys"])
-        raise UserError(f"{source!r} lacks {len(some)} of the model's weights, {some[0]} among them")
-    if not tokenizer("a")["input_ids"]:
-        raise UserError(f"{source!r} has no tokenizer: put its files (tokenizer.json) beside the weights")
-    return LanguageModel(loaded, tokenizer)
-
-
-def _source(model: str | Path) -> str:
-    if model == "bundled":
-        from acedit.world import bundled_path
-
-        return str(bundled_path())
-    path = Path(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path} is not a model folder: it has no config.json")
-        return str(path)
-    if path.exists():
-        raise UserError(f"{path} is a file, not a model folder")
-    text = str(model)
-    looks_local = isinstance(model, Path) or path.is_absolute() or text.startswith((".", "~"))
-    if looks_local or text.count("/") > 1 or not text:
-        raise UserError(f"there is no model folder {text!r}")
-    if get_close_matches(text, ["bundled"], cutoff=0.75):
-        raise UserError(f"there is no model {text!r}: did you mean 'bundled'?")
-    return text
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of a batch of texts, padded on the right; attention_mask is 1 on real tokens."""
-
-    input_ids: Int[Tensor, "batch seq"]
-    attention_mask: Int[Tensor, "batch seq"]
-
-    @property
-    def lengths(self) -> Int[Tensor, " batch"]:
-        """Real tokens a row."""
-        return self.attention_mask.sum(-1)
-
-    @property
-    def last(self) -> Int[Tensor, " batch"]:
-        """Index of the last real token of each row."""
-        return self.lengths - 1
-
-    def rows(self, index: Int[Tensor, " picked"]) -> "Encoded":
-        """The rows at `index`, still padded to the whole batch's length."""
-        return Encoded(self.input_ids[index], self.attention_mask[index])
-
-    def upto(self, end: int) -> "Encoded":
-        """The first `end` tokens of every row."""
-        return Encoded(self.input_ids[:, :end], self.attention_mask[:, :end])
-
-    def __len__(self) -> int:
-        return self.input_ids.shape[0]
 
 
 class LanguageModel:
@@ -206,6 +77,7 @@ class LanguageModel:
     head_dim: int
     vocab_size: int
     context: int
+    tokens: Tokens
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any):
         """Wrap a loaded model. Raises `UserError` for an unknown family, offloaded or quantised weights."""
@@ -234,6 +106,7 @@ class LanguageModel:
         self.head_dim = self._inputs_of(self.attention_out(0)) // self.n_heads
         self.vocab_size = self.unembedding.shape[0]
         self.context = int(model.config.max_position_embeddings)
+        self.tokens = Tokens(tokenizer, context=self.context, known=self.embedding.weight.shape[0])
         self._kv_heads = int(
             getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
         )
@@ -537,58 +410,22 @@ class LanguageModel:
 
         Raises `UserError` for an empty batch, an empty prompt, or one longer than the context.
         """
-        return self.padded(self._ids(texts))
-
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if isinstance(texts, str) or len(texts) == 0:
-            raise UserError("encode takes a list of at least one text")
-        rows: list[list[int]] = self.tokenizer(list(texts), padding=False)["input_ids"]
-        for text, row in zip(texts, rows, strict=True):
-            if not row or not text:  # some tokenizers begin nothing with a token, too
-                raise UserError("a prompt is empty")
-            if max(row) >= self.embedding.weight.shape[0]:
-                raise UserError(
-                    f"the tokenizer gives token {max(row)}, the model has {self.embedding.weight.shape[0]}: "
-                    "give it its own tokenizer"
-                )
-            if len(row) > self.context:
-                raise UserError(
-                    f"a prompt has {len(row)} tokens, the model's context is {self.context}: shorten "
-                    f"{text[:60]!r}..."
-                )
-        return rows
-
-    @property
-    def _pad(self) -> int:
-        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return int(next(token for token in known if token is not None))
+        return self.padded(self.tokens.of(texts))
 
     def padded(self, rows: Sequence[Sequence[int]], *, left: bool = False) -> Encoded:
         """Rows of token ids as one batch, on the model's device."""
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self._pad)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            where = slice(width - len(row), None) if left else slice(0, len(row))
-            ids[i, where] = torch.tensor(row)
-            mask[i, where] = 1
-        return Encoded(ids.to(self.device), mask.to(self.device))
+        return self.tokens.padded(rows, left=left).to(self.device)
+
+    def find_subject(self, template: str, subject: str) -> tuple[str, int]:
+        """`template` filled, and the index of the subject's last token in `encode` of it.
+
+        Raises `UserError` as `Tokens.find_subject` does.
+        """
+        return self.tokens.find_subject(template, subject)
 
     def token_ids(self, text: str, *, leading_space: bool = True) -> list[int]:
-        """Tokens of `text` as they follow a prompt, without special tokens.
-
-        leading_space: whether a space stands between prompt and text. The tokens are those that
-        come after a stand-in prompt, since many tokenizers treat a text's start as a word's start.
-        """
-        text = text.strip() if leading_space else text
-        if not text:
-            raise UserError("an answer is empty")
-        for anchor in ("a", ":", "0") if leading_space else ("\n", "(", '"'):
-            before = self._plain(anchor)
-            whole = self._plain(anchor + " " + text if leading_space else anchor + text)
-            if whole[: len(before)] == before and len(whole) > len(before):
-                return whole[len(before) :]
-        return self._plain(" " + text if leading_space else text)
+        """Tokens of `text` as they follow a prompt, without special tokens; see `Tokens.following`."""
+        return self.tokens.following(text, leading_space=leading_space)
 
     def answer_ids(self, answer: str) -> list[int]:
         """`token_ids` of an answer the model can give.
@@ -621,60 +458,12 @@ class LanguageModel:
             where = f"layer {place[1]}: " if place else ""
             raise UserError(f"{where}{self._broken} holds NaN or infinite weights")
 
-    def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def find_subject(self, template: str, subject: str) -> tuple[str, int]:
-        """Fill `template` and find its subject.
-
-        Returns the prompt and the index, in `encode([prompt])`, of the last token that holds a part
-        of the subject. A subject cut into bytes ends at its last byte's token.
-
-        Raises `UserError` if the template has not exactly one `{}`, or the subject is empty or its
-        tokens cannot be told from the prompt's.
-        """
-        if template.count("{}") != 1:
-            raise UserError(f"template {template!r} must hold exactly one {{}} for the subject")
-        subject = subject.strip()
-        if not subject:
-            raise UserError(f"the subject for template {template!r} is empty")
-        start = template.index("{}")
-        prompt = template.replace("{}", subject)
-        end = start + len(subject)
-        index = None
-        if getattr(self.tokenizer, "is_fast", False):
-            spans = self.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
-            index = max((i for i, (a, b) in enumerate(spans) if a < end <= b), default=None)
-        if index is None:
-            index = self._find_by_decoding(prompt, prompt[:end])
-        if index is None:
-            raise UserError(f"subject {subject!r} cannot be found among the tokens of {prompt!r}")
-        return prompt, index
-
-    def _find_by_decoding(self, prompt: str, upto: str) -> int | None:
-        """First token after which the decoded text reaches the end of `upto`, spaces aside."""
-
-        def squeeze(text: str) -> str:
-            return "".join(text.split())
-
-        ids = self._ids([prompt])[0]
-        wanted = squeeze(upto)
-        for i in range(len(ids)):
-            if squeeze(self._decode(ids[: i + 1])).startswith(wanted):
-                return i
-        return None
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(
-            self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
-
     # Runs
 
     @torch.no_grad()
     def logits(self, texts: Sequence[str], *, batch_size: int = 64) -> Float[Tensor, "batch vocab"]:
         """Logits at each prompt's last token, float32 at least, in the order of `texts`."""
-        rows = self._ids(texts)
+        rows = self.tokens.of(texts)
         out = []
         for i in range(0, len(rows), batch_size):
             encoded = self.padded(rows[i : i + batch_size])
@@ -695,7 +484,7 @@ class LanguageModel:
         if self.reader is not None:
             texts = [self.reader.context(text) for text in texts]
         tails = [self.token_ids(answer) for answer in answers]
-        rows = [[*row, *tail] for row, tail in zip(self._ids(texts), tails, strict=True)]
+        rows = [[*row, *tail] for row, tail in zip(self.tokens.of(texts), tails, strict=True)]
         if (longest := max(map(len, rows))) > self.context:
             raise UserError(f"prompt and answer have {longest} tokens, the model's context is {self.context}")
         losses = [0.0] * len(rows)
@@ -724,7 +513,7 @@ class LanguageModel:
         if past is not None:
             earlier = everything.new_ones(len(encoded), past.get_seq_length())
             everything = torch.cat([earlier, everything], dim=1)
-            before = {"use_cache": True, self._cache_name: past}
+            before = {"use_cache": True, self.cache_name: past}
         out = self.backbone(input_ids=encoded.input_ids, attention_mask=everything, **before)
         return cast(Tensor, out[0]).to(self.device)  # the last block may lie elsewhere
 
@@ -733,6 +522,11 @@ class LanguageModel:
         past = DynamicCache()
         self.run_backbone(Encoded(input_ids, torch.ones_like(input_ids)), past=past)
         return past
+
+    @cached_property
+    def cache_name(self) -> str:
+        """The argument that takes keys and values: transformers 5 renamed it on the way."""
+        return "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
 
     def generate(
         self,
@@ -744,9 +538,15 @@ class LanguageModel:
         share: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
-        """`greedy`, or what a `reader` makes of the prompts where one is on (it tells no progress)."""
+        """Greedy continuations, or what a `reader` makes of the prompts (it tells no progress).
+
+        See `lm.generation.greedy` for what it takes and raises.
+        """
+        from acedit.lm.generation import greedy
+
         if self.reader is None:
-            return self.greedy(
+            return greedy(
+                self,
                 texts,
                 max_new_tokens=max_new_tokens,
                 stop=stop,
@@ -757,143 +557,6 @@ class LanguageModel:
         return self.reader.generate(
             self, texts, max_new_tokens=max_new_tokens, stop=stop, batch_size=batch_size
         )
-
-    @torch.no_grad()
-    def greedy(
-        self,
-        texts: Sequence[str],
-        *,
-        max_new_tokens: int = 32,
-        stop: Sequence[str] | re.Pattern[str] = ("\n",),
-        batch_size: int = 64,
-        share: bool = True,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[str]:
-        """Greedy continuations, without the prompts, cut before the first stop or EOS.
-
-        stop: strings, or one pattern, which sees the whole new text; its group, if it has one, is where
-        the text is cut. share: run what all prompts start with once, and keep its keys and values.
-        progress: told prompts answered, and in all.
-
-        Raises `UserError` as `encode` does; a prompt that fills the context gets fewer new tokens.
-        """
-        rows = self._ids(texts)
-        done: list[str] = [""] * len(rows)
-        pattern = stop
-        if not isinstance(pattern, re.Pattern):
-            pattern = re.compile("|".join(map(re.escape, pattern)) or r"(?!)")
-        # Rows of like length together, so that little is padded. Those with less room than asked
-        # for go by exact length, so that none takes room from another.
-        groups: dict[int, list[int]] = {}
-        for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-            room = min(max_new_tokens, self.context - len(rows[i]))
-            groups.setdefault(room, []).append(i)
-        prefix = self._shared_prefix(rows) if share else None
-        answered = 0
-        for room, group in groups.items():
-            for at in range(0, len(group), batch_size):
-                picked = group[at : at + batch_size]
-                texts_of = self._generate([rows[i] for i in picked], room, pattern, prefix)
-                for i, text in zip(picked, texts_of, strict=True):
-                    done[i] = text
-                answered += len(picked)
-                if progress is not None:
-                    progress(answered, len(rows))
-        return done
-
-    def _shared_prefix(self, rows: Sequence[Sequence[int]]) -> "_Prefix | None":
-        """What all rows start with, run once; None where that is short, or attention slides over it."""
-        length = min(map(len, rows)) - 1
-        for row in rows[1:]:
-            length = next((i for i in range(length) if row[i] != rows[0][i]), length)
-        if length < _PREFIX or len(rows) == 1 or self._slides:
-            return None
-        ids = torch.tensor([list(rows[0][:length])], device=self.device)
-        return _Prefix(tuple(rows[0][:length]), self.remember(ids))
-
-    @cached_property
-    def _cache_name(self) -> str:
-        """Transformers 5 renamed the argument on the way."""
-        return "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
-
-    @property
-    def _slides(self) -> bool:
-        """Whether some layer attends to a window only, which padding in the middle would shift."""
-        kinds = getattr(self.model.config, "layer_types", None)
-        if kinds:
-            return any("sliding" in kind or "chunked" in kind for kind in kinds)
-        return getattr(self.model.config, "sliding_window", None) is not None
-
-    def _generate(
-        self,
-        rows: Sequence[Sequence[int]],
-        room: int,
-        stop: re.Pattern[str],
-        prefix: "_Prefix | None" = None,
-    ) -> list[str]:
-        if room < 1:
-            return [""] * len(rows)
-        start = 0 if prefix is None else len(prefix.ids)
-        encoded = self.padded([row[start:] for row in rows], left=True)
-        cached: dict[str, Any] = {}
-        if prefix is not None:
-            # Padding stands between prefix and rest; positions count what is not padding.
-            encoded = prefix.before(encoded)
-            cached[self._cache_name] = prefix.copies(len(rows))
-        stopper = _StopStrings(self, encoded.input_ids.shape[1], stop)
-        eos = self.model.generation_config.eos_token_id
-        eos = self.tokenizer.eos_token_id if eos is None else eos
-        ends = {eos} if isinstance(eos, int) else set(eos or ())
-        new: list[list[int]] = [[] for _ in rows]
-        running = list(range(len(rows)))
-        while running:
-            # With a cache of our own, rows that have ended are let go every so often.
-            steps = room if prefix is None else min(_STRIDE, room)
-            width = encoded.input_ids.shape[1]
-            # Every knob is named, lest a checkpoint's generation_config bends greedy decoding.
-            out = self.model.generate(
-                input_ids=encoded.input_ids,
-                attention_mask=encoded.attention_mask,
-                max_new_tokens=steps,
-                do_sample=False,
-                num_beams=1,
-                temperature=1.0,
-                top_p=1.0,
-                top_k=50,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
-                eos_token_id=eos,
-                pad_token_id=self._pad,
-                stopping_criteria=StoppingCriteriaList([stopper]),
-                **cached,
-            )
-            for i, ids in zip(running, out[:, width:].tolist(), strict=True):
-                new[i] += ids
-            room -= steps
-            going = [
-                j
-                for j, i in enumerate(running)
-                if room and not ends & set(new[i]) and not stop.search(self._decode(new[i]))
-            ]
-            if going:
-                pick = torch.tensor(going)  # layers' keys and values may lie on several devices
-                grown = torch.ones_like(out[:, width:], dtype=encoded.attention_mask.dtype)
-                mask = torch.cat([encoded.attention_mask, grown], dim=1)
-                encoded = Encoded(out[pick], mask[pick])
-                cached[self._cache_name].batch_select_indices(pick)
-                stopper.ended = None
-            running = [running[j] for j in going]
-        texts = []
-        for row, made in zip(rows, new, strict=True):
-            end = next((i for i, t in enumerate(made) if t in ends), len(made))
-            texts.append(_cut(self._continuation(row, made[:end]), stop))
-        return texts
-
-    def _continuation(self, prompt: Sequence[int], new: Sequence[int]) -> str:
-        # Decoded with its prompt: alone, a first token would lose the space before it in tokenizers
-        # that mark words rather than spaces.
-        before, whole = self._decode(prompt), self._decode([*prompt, *new])
-        return whole[len(before) :] if whole.startswith(before) else self._decode(new)
 
     def answer(self, question: str, *, cot: bool = False, max_new_tokens: int | None = None) -> str:
         """Greedy answer to one question.
@@ -912,48 +575,3 @@ class LanguageModel:
             return prompts.parse_cot_answer(text)
         prompt = prompts.direct_prompt(question)
         return self.generate([prompt], max_new_tokens=max_new_tokens or 32)[0].strip()
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    """Tokens that every row of a call starts with, and their keys and values."""
-
-    ids: tuple[int, ...]
-    cache: DynamicCache
-
-    def before(self, rest: Encoded) -> Encoded:
-        ids = torch.tensor(self.ids, device=rest.input_ids.device).expand(len(rest), -1)
-        mask = rest.attention_mask
-        return Encoded(
-            torch.cat([ids, rest.input_ids], dim=1),
-            torch.cat([torch.ones_like(ids, dtype=mask.dtype), mask], dim=1),
-        )
-
-    def copies(self, rows: int) -> DynamicCache:
-        cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(rows)
-        return cache
-
-
-def _cut(text: str, stop: re.Pattern[str]) -> str:
-    found = stop.search(text)
-    return text[: found.start(found.lastindex or 0)] if found else text
-
-
-class _StopStrings(StoppingCriteria):  # type: ignore[misc, unused-ignore]
-    """Ends a row once its new text holds a stop. Only open rows are decoded."""
-
-    def __init__(self, lm: LanguageModel, width: int, stop: re.Pattern[str]):
-        self.lm = lm
-        self.width = width
-        self.stop = stop
-        self.ended: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if self.ended is None:
-            self.ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        new = input_ids[:, self.width :].tolist()
-        for i in (~self.ended).nonzero().flatten().tolist():
-            if self.stop.search(self.lm._decode(new[i])):
-                self.ended[i] = True
-        return self.ended

@@ -2,7 +2,7 @@
 
     lm.reader                   # the patches' that are on, see editing.patch; None for none
     lm.generate(prompts)        # what the reader makes of them
-    lm.greedy(prompts)          # the model alone
+    greedy(lm, prompts)         # lm.generation's: the model alone
 
 Footguns: `logits` and the attributions see the model alone, whatever reader is on.
 """

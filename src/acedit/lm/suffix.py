@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from acedit.errors import UserError
-from acedit.lm.model import Encoded, LanguageModel
+from acedit.lm.model import LanguageModel
+from acedit.lm.tokens import Encoded
 from acedit.lm.trace import first, hidden_of
 
 

@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from acedit.lm.model import Encoded, LanguageModel
+from acedit.lm.model import LanguageModel
+from acedit.lm.tokens import Encoded
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from acedit.errors import UserError
 from acedit.knowledge.facts import Edit, Fact
 from acedit.knowledge.prompts import COT_STOP, cot_prompt, parse_cot_answer
 from acedit.knowledge.relations import mquake
+from acedit.lm.generation import greedy
 from acedit.lm.model import LanguageModel
 from tests.tiny import tiny_lm
 
@@ -44,7 +45,7 @@ def test_ike_tells_the_nearest_facts_right_before_the_question() -> None:
         assert read.endswith(f"New Fact: Bo Ray is a citizen of Chile\nPrompt: {question}")
         assert lm.reader.context(f"A shot.\n\n{question}").count("A shot.") == 1
         assert len(lm.token_ids(read)) <= lm.context
-        assert lm.generate([question]) == lm.greedy([read])
+        assert lm.generate([question]) == greedy(lm, [read])
         assert lm.answer_nll([question], ["Chile"]) != tiny_lm("qwen3").answer_nll([question], ["Chile"])
     assert lm.reader is None
 
@@ -108,7 +109,7 @@ def test_mello_answers_with_what_it_retrieves(monkeypatch: pytest.MonkeyPatch) -
     lm = tiny_lm("qwen3", max_position_embeddings=4096)
     patch = edit(lm, [OTHER, EDIT], known=KNOWN, method="mello")
     script = Scripted()
-    monkeypatch.setattr(LanguageModel, "greedy", lambda self, texts, **kw: script(texts, **kw))
+    monkeypatch.setattr(mello, "greedy", lambda _, texts, **kw: script(texts, **kw))
     question = "Which country is Bo Ray a citizen of?"
     with patch.applied(lm):
         direct, thought = lm.generate([f"Question: {question}\nAnswer:", cot_prompt(question)], stop=COT_STOP)

@@ -15,6 +15,7 @@ from acedit.editing.methods.method import Method
 from acedit.editing.retrieve import Index
 from acedit.knowledge.compose import Prompt, asked, reserved
 from acedit.knowledge.facts import Edit, Fact
+from acedit.lm.generation import greedy
 from acedit.lm.model import LanguageModel
 
 SHOTS = 32
@@ -111,4 +112,4 @@ class Reader:
     ) -> list[str]:
         """Greedy continuations of the prompts in their contexts."""
         read = [self.context(text, room=max_new_tokens) for text in texts]
-        return lm.greedy(read, max_new_tokens=max_new_tokens, stop=stop, batch_size=batch_size)
+        return greedy(lm, read, max_new_tokens=max_new_tokens, stop=stop, batch_size=batch_size)

@@ -16,6 +16,7 @@ from acedit.editing.methods.method import Method
 from acedit.editing.retrieve import Index
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit, Fact
+from acedit.lm.generation import greedy
 from acedit.lm.model import LanguageModel
 
 ROUNDS = 4
@@ -71,8 +72,8 @@ class Reader:
             going = [i for i in going if len(lm.token_ids(worked[i])) + STEP < lm.context]
             if not going:
                 break
-            said = lm.greedy(
-                [worked[i] for i in going], max_new_tokens=STEP, stop=_STOP, batch_size=batch_size
+            said = greedy(
+                lm, [worked[i] for i in going], max_new_tokens=STEP, stop=_STOP, batch_size=batch_size
             )
             on = []
             for i, text in zip(going, said, strict=True):

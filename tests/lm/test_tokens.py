@@ -1,13 +1,14 @@
-"""Where the subject's last token is, for each tokenizer's way with spaces, BOS and bytes."""
+"""Batches of tokens, and where the subject ends for each tokenizer's way with spaces, BOS and bytes."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
-from tests.tiny import byte_tokenizer, metaspace_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, metaspace_tokenizer, tiny_lm, tiny_model
 
 
 class Slow:
@@ -74,7 +75,7 @@ def test_the_subject_ends_where_the_decoded_text_first_holds_it(
     ids = lm.encode([prompt]).input_ids[0].tolist()
     assert lm.tokenizer.unk_token_id is None or lm.tokenizer.unk_token_id not in ids
     wanted = squeeze(template.split("{}")[0] + subject)
-    upto, before = (squeeze(lm._decode(ids[:n])) for n in (index + 1, index))
+    upto, before = (squeeze(lm.tokens.decode(ids[:n])) for n in (index + 1, index))
     assert upto.startswith(wanted)
     assert not before.startswith(wanted)
 
@@ -89,8 +90,8 @@ def test_answer_tokens_are_those_that_follow_a_prompt(lm: LanguageModel, text: s
 
 
 def test_text_is_given_back_with_its_spaces(lm: LanguageModel) -> None:
-    prompt, answer = lm._plain("The capital of Peru is"), lm.token_ids("Lima")
-    assert lm._continuation(prompt, answer) == " Lima"
+    prompt, answer = lm.tokens.of(["The capital of Peru is"])[0], lm.token_ids("Lima")
+    assert lm.tokens.continuation(prompt, answer) == " Lima"
 
 
 @pytest.mark.parametrize(
@@ -116,3 +117,27 @@ def test_a_subject_no_token_shows_is_refused() -> None:
 def test_an_empty_answer_is_refused(lm: LanguageModel) -> None:
     with pytest.raises(UserError, match="empty"):
         lm.token_ids("  ")
+
+
+def test_encode_pads_on_the_right_with_the_tokenizer_s_special_tokens() -> None:
+    lm = LanguageModel(tiny_model("llama"), byte_tokenizer(bos=True))
+    texts = ["Ann Lee is a citizen of", "Bo Ray is", "Bo"]
+    encoded = lm.encode(texts)
+    assert bool((encoded.input_ids[:, 0] == 0).all())
+    assert encoded.lengths.tolist() == [len(lm.tokenizer(t)["input_ids"]) for t in texts]
+    for row, mask, last in zip(encoded.input_ids, encoded.attention_mask, encoded.last.tolist(), strict=True):
+        assert mask.tolist() == [1] * (last + 1) + [0] * (len(row) - last - 1)
+    two = encoded.rows(torch.tensor([1, 1]))
+    assert torch.equal(two.input_ids[0], encoded.input_ids[1])
+
+
+def test_prompts_that_cannot_be_run_are_refused() -> None:
+    lm = tiny_lm("llama")
+    for texts in ([], [""]):
+        with pytest.raises(UserError):
+            lm.encode(texts)
+    with pytest.raises(UserError, match="context is 128"):
+        lm.encode(["Peru " * 300])
+    begun = LanguageModel(tiny_model("llama"), byte_tokenizer(bos=True))
+    with pytest.raises(UserError, match="a prompt is empty"):
+        begun.encode(["Peru", ""])
