@@ -158,6 +158,19 @@ def test_ask_with_and_without_patch(run: Run, model_dir: Path, patch_dir: Path, 
     assert code == 0 and edited != plain
 
 
+def test_a_page_draws_as_many_facts_as_asked(run: Run, model_dir: Path, tmp_path: Path) -> None:
+    edits = tmp_path / "edits.json"
+    two = [*EDITS, {"subject": "Malmö", "relation": "boss", "target": "Bo Ray", "old": "Ann Lee"}]
+    edits.write_text(json.dumps({"relations": RELATIONS, "facts": FACTS, "edits": two}), "utf-8")
+    for n in (1, 2):
+        page = tmp_path / f"p{n}.html"
+        code, _, err = run("locate", model_dir, edits, "--draw", n, "--report", page)
+        assert code == 0, err
+        assert f"drawing the facts of {n} of 2 edits" in err
+        assert ("Malmö: Heads" in page.read_text("utf-8")) == (n == 2)
+        assert len(list((tmp_path / f"p{n}_charts").glob("*.vl.json"))) == 3 * n
+
+
 def test_locate_edit_ask_evaluate(run: Run, model_dir: Path, edits_file: Path, tmp_path: Path) -> None:
     where = tmp_path / "where.json"
     code, out, err = run(

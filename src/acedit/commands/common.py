@@ -66,7 +66,14 @@ def load_model(args: argparse.Namespace) -> "LanguageModel":
     silence()
     if args.dtype is not None:
         known_dtype(args.dtype)
-    return load(args.model, dtype=args.dtype, device_map=args.device_map)
+    lm = load(args.model, dtype=args.dtype, device_map=args.device_map)
+    if args.dtype is None and lm.device.type == "cpu" and lm.wide != lm.dtype and not args.quiet:
+        print(
+            f"the checkpoint is in {str(lm.dtype).removeprefix('torch.')}, in which many CPUs are several "
+            "times slower: --dtype float32 takes twice the memory",
+            file=sys.stderr,
+        )
+    return lm
 
 
 def known_dtype(name: str) -> None:

@@ -13,6 +13,8 @@ from acedit.commands.options import EDITS, MODEL, Shared, whole
 
 if TYPE_CHECKING:
     from acedit.attribution.locate import Location
+    from acedit.knowledge.facts import Edit
+    from acedit.lm.model import LanguageModel
 
 
 def add(commands: Any, shared: Shared) -> None:
@@ -27,6 +29,13 @@ def add(commands: Any, shared: Shared) -> None:
     locate.add_argument("--top", metavar="K", type=whole(1), default=10, help="neurons shown (default 10)")
     locate.add_argument(
         "--report", "--page", metavar="FILE", dest="page", help="write a page to look at (HTML)"
+    )
+    locate.add_argument(
+        "--draw",
+        metavar="N",
+        type=whole(1),
+        default=1,
+        help="edits whose facts the page draws, from the first on (default 1)",
     )
     locate.set_defaults(run=_locate)
 
@@ -61,35 +70,48 @@ def _locate(args: argparse.Namespace) -> None:
     print("\nTop value neurons\n" + text.neuron_table(where.value_neurons))
     print("\nTop query neurons\n" + text.neuron_table(where.query_neurons))
     if args.page:
-        from acedit.attribution.layers import old_answers
-        from acedit.files import write_text
-        from acedit.knowledge.compose import Prompt
-        from acedit.report.charts import save_charts
-        from acedit.report.explore import explore
-        from acedit.report.page import EditRow, Page, render
-
-        progress.say("drawing the first edit's fact")
-        first = Prompt(edits[0].prompt, edits[0].subject, edits[0].target, "single", 0)
-        charts = explore(lm, first.text, old_answers(lm, edits, [first])[0])
-        page = Page(
-            title="Where these facts are kept",
-            model=args.model,
-            edits=[EditRow(e.subject, e.prompt, e.old, e.target) for e in edits],
-            layers=where.layers,
-            plan=where.plan,
-            reasons=list(where.plan.reason.values()),
-            value_neurons=where.value_neurons,
-            query_neurons=where.query_neurons,
-            charts=charts,
-        )
-        write_text(args.page, render(page))
-        name = Path(args.page)
-        save_charts(
-            {"-".join(one.title.lower().split()[:2]): one.spec for one in charts},
-            name.with_name(f"{name.stem}_charts"),
-        )
+        _draw(args, lm, edits, where, progress)
     fields = _location_fields(where)
     write_result(args, "locate", model=args.model, seed=args.seed, edits=edit_rows(edits), **fields)
+
+
+def _draw(
+    args: argparse.Namespace, lm: "LanguageModel", edits: "list[Edit]", where: "Location", progress: Progress
+) -> None:
+    """The page of `--report`, and its charts as pictures in a folder beside it."""
+    from dataclasses import replace
+
+    from acedit.attribution.layers import old_answers
+    from acedit.files import write_text
+    from acedit.knowledge.compose import Prompt
+    from acedit.report.charts import save_charts
+    from acedit.report.explore import explore
+    from acedit.report.page import EditRow, Page, render
+
+    drawn = edits[: args.draw]
+    progress.say(f"drawing the facts of {len(drawn)} of {len(edits)} edits")
+    asked = [Prompt(e.prompt, e.subject, e.target, "single", i) for i, e in enumerate(drawn)]
+    charts, pictures = [], {}
+    for i, (prompt, answer) in enumerate(zip(asked, old_answers(lm, drawn, asked), strict=True)):
+        for one in explore(lm, prompt.text, answer):
+            short = "-".join(one.title.lower().split()[:2])
+            pictures[short if i == 0 else f"{short}-{i + 1}"] = one.spec
+            charts.append(one if len(drawn) == 1 else replace(one, title=f"{prompt.subject}: {one.title}"))
+        progress.count(i + 1, len(drawn), "facts")
+    page = Page(
+        title="Where these facts are kept",
+        model=args.model,
+        edits=[EditRow(e.subject, e.prompt, e.old, e.target) for e in edits],
+        layers=where.layers,
+        plan=where.plan,
+        reasons=list(where.plan.reason.values()),
+        value_neurons=where.value_neurons,
+        query_neurons=where.query_neurons,
+        charts=charts,
+    )
+    write_text(args.page, render(page))
+    name = Path(args.page)
+    save_charts(pictures, name.with_name(f"{name.stem}_charts"))
 
 
 def _location_fields(where: "Location") -> dict[str, Any]:
