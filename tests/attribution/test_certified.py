@@ -15,6 +15,7 @@ from acedit.attribution.certified import (
     _Board,
     _growth,
     _Readings,
+    certified_counts,
     certified_layer_sums,
     certified_top,
     exact,
@@ -345,6 +346,28 @@ def test_repeated_neurons_are_a_tie() -> None:
     (found,) = certified_top(lm, PROMPTS[:1], ANSWERS[:1], k=1)
     assert found[layer].ties == (((layer, min(best, other)), (layer, max(best, other))),)
     assert found[layer].neurons[0].index == min(best, other)
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 30])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma2"])
+def test_neurons_over_a_limit_are_counted_exactly(
+    name: str, dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_lm(name, dtype=dtype)
+    monkeypatch.setattr("acedit.attribution.certified.ROOM", at_once)
+    encoded, found = readings(lm, PROMPTS, ANSWERS)
+    t = trace(lm, encoded)
+    true = torch.stack([true_scores(lm, t, at) for at in found])
+    # One of them near the best, one in the thick of it, each between two neurons.
+    for rank in (3, true[0].numel() // 2):
+        around = true.flatten(1).sort(descending=True).values[:, rank : rank + 2]
+        limits = around.mean(1)
+        counts = certified_counts(lm, PROMPTS, ANSWERS, limits.tolist())
+        assert torch.equal(counts, (true >= limits[:, None, None]).sum(-1))
+        assert 0 < int(counts.sum()) < true.numel()
+    with pytest.raises(UserError, match="one limit a prompt"):
+        certified_counts(lm, PROMPTS, ANSWERS, [0.0])
 
 
 def test_few_are_scored_exactly() -> None:

@@ -388,6 +388,15 @@ class _Board:
             for i, best in enumerate(chosen)
         ]
 
+    def at_least(self, limit: Float[Tensor, " prompts"]) -> Int[Tensor, "prompts layers"]:
+        """How many neurons score no less than their prompt's limit; those that float64 leaves open by their
+        middle."""
+        bar = limit[:, None, None]
+        for level in (1, 2):
+            vague = (self.low < bar) & (self.high >= bar) & (self.level < level)
+            self.rescore(vague.view(-1).nonzero()[:, 0], level)
+        return ((self.low + self.high) / 2 >= bar).sum(-1)
+
     def layer_sums(self, tolerance: float) -> list[tuple[LayerSum, ...]]:
         """Every layer's sum, its widest intervals scored exactly until the error is within `tolerance`."""
         while True:
@@ -500,6 +509,31 @@ def certified_layer_sums(
     """
     boards = _boards(lm, prompts, answers, spread, tokens, position, together)
     return [sums for board in boards for sums in board.layer_sums(tolerance)]
+
+
+@torch.no_grad()
+def certified_counts(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    limits: Sequence[float],
+    *,
+    spread: Spread | None = None,
+    tokens: Tokens = "first",
+    position: int | None = None,
+) -> Int[Tensor, "prompts layers"]:
+    """How many neurons of each layer score no less (Eq. 9) than their prompt's limit (nats).
+
+    Raises UserError as `certified_top` does, and where there are not as many limits as prompts.
+    """
+    if len(limits) != len(prompts):
+        raise UserError(f"{len(prompts)} prompts but {len(limits)} limits: give one limit a prompt")
+    left = torch.tensor(limits, dtype=torch.float64, device=lm.device)
+    counts = []
+    for board in _boards(lm, prompts, answers, spread, tokens, position, False):
+        counts.append(board.at_least(left[: len(board.low)]))
+        left = left[len(board.low) :]
+    return torch.cat(counts)
 
 
 def _boards(

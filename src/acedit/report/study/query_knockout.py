@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from acedit.attribution.ablate import ablated
+from acedit.attribution.certified import certified_counts, certified_top
 from acedit.attribution.layers import spaced, value_and_query
-from acedit.attribution.value import Neuron, neuron_scores, top_neurons
+from acedit.attribution.spread import Spread
+from acedit.attribution.value import Neuron, top_neurons
 from acedit.report.charts import chart
 from acedit.report.study.base import Finding, Question, Result, Setting, Study, accuracy
 
@@ -32,14 +34,18 @@ def run(setting: Setting) -> Result:
     count = min(COUNT, lm.n_neurons // 8)
     prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
     setting.say(f"query neurons of {len(questions)} of {what}")
+    spread = setting.spread()
     query = torch.zeros(lm.n_layers, lm.n_neurons)
-    for _, scores in value_and_query(lm, prompts, answers, k=LEADING, spread=setting.spread()):
+    for _, scores in value_and_query(lm, prompts, answers, k=LEADING, spread=spread):
         query += scores.neurons.cpu().float()
     usable = query.clamp(min=0).sum(1)[:-1]  # the last layer has none above
     peaks = usable.argsort(descending=True)[:2].tolist()
-    whole = neuron_scores(lm, prompts, answers)
-    limit = whole.transpose(0, 1).flatten(1).topk(min(ACTIVE, whole[:, 0].numel())).values[:, -1]
-    intact = _active(whole, limit)
+    most = min(ACTIVE, lm.n_layers * lm.n_neurons)
+    best = certified_top(lm, prompts, answers, k=most, scope="model", spread=spread)
+    limits = [found.neurons[-1].score for (found,) in best]
+    intact = torch.tensor([n.layer for (found,) in best for n in found.neurons]).bincount(
+        minlength=lm.n_layers
+    ) / len(questions)
     rng = random.Random(f"{setting.seed}/query-knockout")
     rows: list[dict[str, Any]] = []
     for peak in peaks:
@@ -50,8 +56,8 @@ def run(setting: Setting) -> Result:
         drawn = [
             [Neuron(peak, i, 0.0) for i in rng.sample(range(lm.n_neurons), k=count)] for _ in range(DRAWS)
         ]
-        hit = _without(setting, questions, picked, limit)
-        chance = [_without(setting, questions, some, limit) for some in drawn]
+        hit = _without(setting, spread, questions, picked, limits)
+        chance = [_without(setting, spread, questions, some, limits) for some in drawn]
         rows.append(
             {
                 "layer": peak,
@@ -106,19 +112,19 @@ def run(setting: Setting) -> Result:
     return Result("query-knockout", data, findings, {"query-knockout": picture}, "\n".join(lines))
 
 
-def _active(scores: Tensor, limit: Tensor) -> Tensor:
-    """Mean number of neurons a question that score at least its limit, by layer."""
-    return (scores >= limit[None, :, None]).float().sum(-1).mean(1)
-
-
 def _without(
-    setting: Setting, questions: Sequence[Question], neurons: Sequence[Neuron], limit: Tensor
+    setting: Setting,
+    spread: Spread,
+    questions: Sequence[Question],
+    neurons: Sequence[Neuron],
+    limits: Sequence[float],
 ) -> tuple[float, Tensor]:
-    """Accuracy and active value neurons by layer with `neurons` at zero."""
+    """Accuracy and active value neurons a question by layer with `neurons` at zero."""
+    prompts, answers = [q.prompt for q in questions], [q.answer for q in questions]
     with ablated(setting.lm, neurons):
         right = accuracy(setting.lm, questions)
-        scores = neuron_scores(setting.lm, [q.prompt for q in questions], [q.answer for q in questions])
-    return right, _active(scores, limit)
+        active = certified_counts(setting.lm, prompts, answers, limits, spread=spread)
+    return right, active.float().mean(0)
 
 
 STUDY = Study("query-knockout", "The peak layers' query neurons set to zero", "Section 4.2", run)
