@@ -41,14 +41,14 @@ def cases() -> list[Case]:
 
 @pytest.fixture(scope="module")
 def job(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """With a plan and a text of its own, so that neither is worked out for every run."""
+    """With a plan and a short text of its own, so that neither is worked out for every run."""
     known: Sequence[Fact] = facts_of(build_world(), [])
     return Job(
         "bundled",
         cot=False,
         known=tuple(known),
         plan=Plan((7, 8), (0, 1)),
-        text=tuple(text_of(lm, known)),
+        text=tuple(text_of(lm, known)[::8]),
         cache_dir=tmp_path_factory.mktemp("cache"),
     )
 
@@ -177,7 +177,12 @@ def test_two_workers_make_the_same_table(
 
 @pytest.mark.parametrize("ray", [None, "local"])
 def test_a_worker_killed_at_a_case_costs_its_retry_and_nothing_else(
-    ray: str | None, job: Job, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray: str | None,
+    job: Job,
+    cases: list[Case],
+    lm: LanguageModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if ray:
         pytest.importorskip("ray", reason="Ray is not installed (extra 'ray')")
@@ -186,7 +191,7 @@ def test_a_worker_killed_at_a_case_costs_its_retry_and_nothing_else(
     report = run(job, cases, methods, folder=tmp_path / "killed", workers=2, ray=ray)
     assert (tmp_path / "died").exists()
     assert (report.made, report.failed) == (6, [])
-    run(job, cases, methods, folder=tmp_path / "whole", workers=2)
+    run(job, cases, methods, folder=tmp_path / "whole", lm=lm)
     assert printed(tmp_path / "killed") == printed(tmp_path / "whole")
 
 
