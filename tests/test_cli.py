@@ -416,6 +416,46 @@ def test_a_notice_is_said_once(run: Run, patch_dir: Path, monkeypatch: pytest.Mo
 # Bad input: one clear line, exit code 2
 
 
+def test_options_that_would_do_nothing(fails: Callable[..., str], edits_file: Path, tmp_path: Path) -> None:
+    cases = written(tmp_path / "cases.json", make_cases(build_world(), seed=0, n=1))
+    assert "--batch is for editing" in fails("evaluate", "bundled", cases, "--batch", 3)
+    assert "--draw is of the page" in fails("locate", "bundled", edits_file, "--draw", 3)
+    run = ("bench", "--out", tmp_path / "run")
+    assert "--pool is of fresh cases" in fails(*run, "--cases", cases, "--pool", "test")
+    assert "base edits nothing" in fails(*run, "--methods", "base", "--sequence", 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_no_memory_is_one_line(
+    error: Exception,
+    fails: Callable[..., str],
+    edits_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("acedit.lm.loading.load", full)
+    said = fails("edit", "bundled", edits_file, "--out", tmp_path / "p")
+    assert "out of memory" in said and "--dtype bfloat16" in said
+
+
+def test_a_patch_of_another_model_is_refused_before_it_is_asked(
+    fails: Callable[..., str], patch_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = written(tmp_path / "cases.json", make_cases(build_world(), seed=0, n=1))
+    monkeypatch.setattr("acedit.benchmark.evaluate.Scorer", None)
+    assert "made for another model" in fails("evaluate", "bundled", cases, "--patch", patch_dir)
+
+
 def test_missing_file(fails: Callable[..., str], model_dir: Path, tmp_path: Path) -> None:
     assert "no such file" in fails("edit", model_dir, tmp_path / "none.json", "--out", tmp_path / "p")
 

@@ -20,7 +20,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from acedit.commands.options import shared_options
-from acedit.errors import UserError
+from acedit.errors import UserError, out_of_memory
 
 COMMANDS = (
     "demo",
@@ -64,6 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; leave nothing for the interpreter to flush into the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return _complain(
+            f"out of memory; {kept}: give --dtype bfloat16, --device-map auto, or a closed form as --method",
+            2,
+        )
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}", 2)

@@ -29,8 +29,11 @@ def test_only_the_asked_form_is_read(text: str, label: Label | None) -> None:
     assert parse(text) == label
 
 
+CUT = "cut short"
+
+
 class Stub(BaseHTTPRequestHandler):
-    """Answers from the server's script: a status, or a text in OpenAI's form."""
+    """Answers from the server's script: a status, or a text in OpenAI's form; `CUT` with half missing."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -38,6 +41,8 @@ class Stub(BaseHTTPRequestHandler):
         script: list[int | str] = self.server.script  # type: ignore[attr-defined]
         step = script.pop(0) if len(script) > 1 else script[0]
         self.send_response(step if isinstance(step, int) else 200)
+        if step == CUT:
+            self.send_header("Content-Length", "1000")
         self.end_headers()
         if isinstance(step, str):
             self.wfile.write(json.dumps({"choices": [{"message": {"content": step}}]}).encode())
@@ -95,6 +100,17 @@ def test_a_server_that_stays_busy_or_is_not_there_is_one_line(server: HTTPServer
     with pytest.raises(UserError, match="cannot be reached"):
         annotate(["one"], nowhere, keep=tmp_path / "l", pause=lambda _: None)
     assert annotate(["one"], against(server, "nonsense"), keep=tmp_path / "l", pause=lambda _: None) == {}
+
+
+def test_an_address_that_is_none_and_an_answer_cut_short_are_one_line(
+    server: HTTPServer, tmp_path: Path
+) -> None:
+    wrong = openai("m", base="http://localhost:port/v1", key="k")
+    with pytest.raises(UserError, match="is no address"):
+        annotate(["Who?"], wrong, keep=tmp_path / "a", pause=lambda _: None)
+    short = against(server, *[CUT] * 5)
+    with pytest.raises(UserError, match="cannot be reached"):
+        annotate(["Who?"], short, keep=tmp_path / "b", pause=lambda _: None)
 
 
 def test_a_key_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

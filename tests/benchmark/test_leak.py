@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acedit.benchmark.evaluate import merged_edits, shared_plan
-from acedit.benchmark.leak import LeakError, check, scored_texts, starts
+from acedit.benchmark.leak import LeakError, check, clear_of, scored_texts, starts, unscored_edits
 from acedit.benchmark.ripple import Query, RippleCase, RippleTest
 from acedit.editing.methods import method
 from acedit.knowledge.compose import Composer, Prompt, Wordings
@@ -106,6 +106,27 @@ def test_a_shared_plan_is_made_of_no_scored_wording(monkeypatch: pytest.MonkeyPa
     shared_plan(object(), [case], known, seed=0)  # type: ignore[arg-type]
     assert any("Person" in p.text for p in seen)
     assert not any("hold the passport" in p.text for p in seen)
+
+
+def test_a_scored_wording_is_in_no_relation() -> None:
+    """Neither the known facts' nor the edit's own, which words what leads to it and its kin."""
+    (case,) = cases_from(make_cases(build_world(), seed=5, n=1, pool="dev"))
+    edit = case.edits[0]
+    cloze, question = "The passport of {} is of", "Of which land does {} hold the passport?"
+    worded = replace(
+        edit.relation,
+        prompts=(*edit.relation.prompts, cloze),
+        questions=(question, *edit.relation.questions),
+    )
+    edit = replace(edit, relation=worded)
+    case = replace(case, edits=(edit,), paraphrases=((cloze, question, edit.prompt),))
+    known = [Fact("Person 1", worded, "Peru")]
+    for relation in (
+        unscored_edits([edit], [case])[0].relation, clear_of([case], known)["known"][0].relation
+    ):  # fmt: skip
+        assert cloze not in relation.prompts and question not in relation.questions
+        assert relation.prompt == edit.prompt  # what it is written on stays
+        assert relation.questions
 
 
 def test_a_leak_is_seen(known: list[Fact]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from acedit.benchmark.pools import Inline, OnRay, Pool, Processes, shared_out, visible_gpus
+from acedit.benchmark.pools import Died, Inline, OnRay, Pool, Processes, shared_out, visible_gpus
 
 
 class Toy:
@@ -40,7 +40,8 @@ def drained(pool: Pool[Any, Any], items: list[tuple[str, int]]) -> tuple[list[in
                 pool.start(worker, at[worker])
         worker, result = pool.finished()
         item = at.pop(worker)
-        if result is None:
+        if isinstance(result, Died):
+            assert result.why
             died += 1
             waiting.append(item)
         else:

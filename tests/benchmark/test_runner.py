@@ -16,6 +16,7 @@ from acedit.benchmark.runner import Job, items_of, run
 from acedit.benchmark.store import Store
 from acedit.editing.methods import Method, method
 from acedit.editing.preserve import text_of
+from acedit.editing.presets import Preset
 from acedit.errors import UserError
 from acedit.knowledge.facts import Case, Fact, cases_from
 from acedit.lm.loading import load
@@ -62,11 +63,15 @@ def whole(job: Job, cases: list[Case], lm: LanguageModel, tmp_path_factory: pyte
 
 
 def test_a_preset_is_for_its_own_model(
-    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = replace(job, preset="gpt-j")
     with pytest.raises(UserError, match="preset 'gpt-j' is for 28 layers"):
         run(published, cases, METHODS, folder=tmp_path, lm=lm)
+    fitting = replace(job, preset="gpt-j")
+    monkeypatch.setattr(Preset, "fitted", lambda _, __, method: (job.plan, method))
+    with pytest.raises(UserError, match="ranks no layers"):
+        run(fitting, cases, [method("ace-paper").skipping(query=1)], folder=tmp_path, lm=lm)
     plain, with_preset = (
         items_of(one, lm.fingerprint, [tuple(cases)], METHODS, at_once=None) for one in (job, published)
     )
@@ -204,7 +209,10 @@ def test_a_case_that_kills_every_worker_is_kept_as_failed(
     report = run(job, cases, (KILLER,), folder=tmp_path / "run", workers=2)
     assert report.made == 2
     ((unit, error),) = report.failed
-    assert (unit.cases, error) == ((cases[1].id,), "the worker died, twice")
+    assert (unit.cases, error) == (
+        (cases[1].id,),
+        "the worker died, twice: SIGKILL, as the system does when memory runs out",
+    )
 
 
 def test_a_changed_setting_reuses_nothing(job: Job, cases: list[Case]) -> None:

@@ -95,3 +95,12 @@ def test_a_store_killed_while_it_is_made_is_made_anew(
     with Store.open(tmp_path) as store:
         store.add(UNIT, OUTCOME)
     assert Store.read(tmp_path).done() == {"k1"}
+
+
+def test_a_run_that_has_ended_is_read_where_nothing_can_be_written(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        store.add(UNIT, OUTCOME)
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    mode = sqlite3.connect(tmp_path / FILE).execute("PRAGMA journal_mode").fetchone()
+    assert mode == ("delete",), "a WAL file wants its folder to be writable"
+    assert Store.read(tmp_path).asked("k1") == list(OUTCOME.asked)

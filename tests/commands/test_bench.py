@@ -57,7 +57,7 @@ def test_a_run_can_be_looked_at_compared_and_taken_away(run: Run, folder: Path, 
     run(*bench(folder, "--seed", "1", "--out", tmp_path / "b"))
     code, compared, _ = run("bench", "compare", tmp_path / "a", tmp_path / "b")
     assert code == 0
-    assert "+0.0 [+0.0, +0.0]" in compared
+    assert "+0.0 [-84.2, +84.2] (2)" in compared
 
     code, _, err = run("bench", "export", tmp_path / "a", "--out", tmp_path / "answers.csv")
     assert code == 0, err

@@ -73,3 +73,19 @@ def test_a_large_model_runs_fewer_tokens_at_once(
     assert 100 < tokens_at_once(model) < TOKENS
     kept = 36 * 4096 * model.dtype.itemsize  # the stream alone, a token
     assert kept * tokens_at_once(model) < ROOM
+
+
+def test_a_large_reference_is_read_anew(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the distributions that must stay do not fit, their streams are kept; the losses are the same."""
+    told, kept = prompts(2), prompts(3)
+    whole = Rows(model, told, kept)
+    monkeypatch.setattr("acedit.editing.rows.REFERENCE", 0)
+    small = Rows(model, told, kept)
+    g = torch.Generator().manual_seed(0)
+    moved = Update(
+        0, 0.3 * torch.randn(model.d_model, 2, generator=g), torch.randn(2, model.n_neurons, generator=g)
+    )
+    with torch.no_grad(), updates_in(model, [moved]):
+        for group in whole.together():
+            assert float(whole.losses(group).max()) > 1e-3
+            torch.testing.assert_close(small.losses(group), whole.losses(group), atol=1e-5, rtol=1e-5)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,39 @@ def test_edits_of_one_fact_keep_every_wording(tmp_path: Path) -> None:
     (edit,) = read_edits(written(tmp_path, {"edits": rows}))
     assert edit.relation.prompts == words
     assert edit.prompt == words[0]
+
+
+def test_edits_of_one_fact_keep_every_question_and_alias(tmp_path: Path) -> None:
+    rows = [
+        {
+            "subject": "Bo Ray",
+            "relation": "P27",
+            "target": "Chile",
+            "prompt": "{} is of",
+            "aliases": [alias],
+            "question": asked,
+        }
+        for alias, asked in (("CL", "Whose is {}?"), ("Chili", "Whom does {} serve?"))
+    ]
+    (edit,) = read_edits(written(tmp_path, {"edits": rows}))
+    assert edit.aliases == ("CL", "Chili")
+    assert {"Whose is {}?", "Whom does {} serve?"} <= set(edit.relation.questions)
+
+
+def test_a_line_ends_where_json_lines_end_it(tmp_path: Path) -> None:
+    rows = [{"subject": f"Bo\u2028Ray\x85 {i}", "relation": "P27", "target": "Chile"} for i in range(2)]
+    path = tmp_path / "edits.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    assert [edit.subject for edit in read_edits(path)] == [row["subject"] for row in rows]
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(json.dumps(SMALL),))
+    writer.start()
+    assert read_edits(pipe) == read_edits(written(tmp_path, SMALL))
+    writer.join()
 
 
 def test_a_byte_order_mark_is_no_matter(tmp_path: Path) -> None:

@@ -54,3 +54,11 @@ def test_a_thought_about_the_answer_line_does_not_end_the_answer() -> None:
     found = prompts.COT_STOP.search(said)
     assert found is not None
     assert prompts.parse_cot_answer(said[: found.start(1)]) == "Norway"
+
+
+@pytest.mark.parametrize(
+    "question", ["Who?", "\u79d8\u9c81\u7684\u9996\u90fd\u662f\u54ea\u91cc\uff1f", "\u0645\u0646\u061f "]
+)
+def test_questions_end_in_a_mark_of_their_script(question: str) -> None:
+    assert prompts.direct_prompt(question) == f"Question: {question}\nAnswer:"
+    assert prompts.direct_prompt(question.strip()[:-1]) == question.strip()[:-1]

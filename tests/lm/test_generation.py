@@ -1,5 +1,6 @@
 """Generation is greedy whatever the batch, the prefix and the room."""
 
+import pytest
 import torch
 
 from acedit.lm.generation import shared_prefix
@@ -47,6 +48,18 @@ def test_a_shared_prefix_is_run_once_and_changes_nothing(lm: LanguageModel) -> N
     assert lm.generate(texts, max_new_tokens=30, stop=()) == whole
     assert lm.generate(texts, max_new_tokens=30, stop=stop) == alone
     assert lm.generate(texts, max_new_tokens=30, stop=stop, batch_size=2) == alone
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_checkpoint_s_knobs_change_nothing(name: str) -> None:
+    """`use_cache: false` would read a shared prefix twice."""
+    lm = tiny_lm(name)
+    prefix = "Question: Who is the head of state of Peru?\nThoughts: " * 2
+    texts = [prefix + text for text in ("Bo Ray", "Ann Lee is a citizen of")]
+    plain = lm.generate(texts, max_new_tokens=20, stop=())
+    for knob, value in (("use_cache", False), ("min_new_tokens", 15), ("temperature", 0.1), ("num_beams", 3)):
+        setattr(lm.model.generation_config, knob, value)
+    assert lm.generate(texts, max_new_tokens=20, stop=()) == plain
 
 
 def test_generation_stops_before_a_stop_string() -> None:

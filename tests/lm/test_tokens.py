@@ -141,3 +141,14 @@ def test_prompts_that_cannot_be_run_are_refused() -> None:
     begun = LanguageModel(tiny_model("llama"), byte_tokenizer(bos=True))
     with pytest.raises(UserError, match="a prompt is empty"):
         begun.encode(["Peru", ""])
+
+
+def test_padding_is_a_token_that_the_model_has() -> None:
+    """Also where a tokenizer's own was added beyond the embedding."""
+    tokenizer = byte_tokenizer()
+    known = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<added>"})
+    lm = LanguageModel(tiny_model("llama", vocab_size=known), tokenizer)
+    assert tokenizer.pad_token_id == known
+    assert int(lm.encode(["Bo", "Bo Ray is"]).input_ids.max()) < known
+    assert lm.logits(["Bo", "Bo Ray is"]).shape == (2, known)

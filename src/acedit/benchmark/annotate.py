@@ -12,6 +12,7 @@ Footgun: a model's labels are its own. The paper's eight categories by relation 
 (`report.study.base.CATEGORIES`).
 """
 
+import http.client
 import json
 import os
 import time
@@ -100,7 +101,9 @@ def openai(model: str, *, base: str | None = None, key: str | None = None) -> An
             raise UserError(
                 f"{base}: {error.code} {error.reason}; check the model's name and the key"
             ) from None
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except http.client.InvalidURL as error:
+            raise UserError(f"OPENAI_BASE_URL {base!r} is no address: {error}") from None
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             raise Busy(f"{base} cannot be reached: {error}") from None
         except (KeyError, IndexError, TypeError, ValueError):
             raise Busy(f"{base} answers in another form than chat completions") from None
@@ -167,7 +170,7 @@ def _kept(path: Path, name: str) -> dict[str, Label]:
     if not path.exists():
         return {}
     found = {}
-    for line in path.read_text("utf-8").splitlines():
+    for line in path.read_text("utf-8").split("\n"):
         try:
             row = json.loads(line)
         except ValueError:

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 from acedit.attribution.plan import Plan
-from acedit.benchmark.leak import check, clear_of
+from acedit.benchmark.leak import check, clear_of, unscored_edits
 from acedit.benchmark.ripple import RippleCase
 from acedit.benchmark.score import Record, Scorer, summarise
 from acedit.editing.edit import edit
@@ -74,6 +74,7 @@ def shared_plan(
 ) -> Plan:
     """One plan for every batch, from the first edits of all cases (at most `PLANNED`)."""
     edits = list({edit.key: edit for case in cases for edit in case.edits}.values())[:PLANNED]
+    edits = unscored_edits(edits, cases)
     prompts = Composer(edits, **clear_of(cases, known), seed=seed).prompts()
     return find_plan(lm, edits, prompts, ranked=True)
 
@@ -141,7 +142,7 @@ def edit_cases(
     began = perf_counter()
     patch = edit(
         lm,
-        merged_edits(cases),
+        unscored_edits(merged_edits(cases), scored),
         **clear_of(scored, known),
         method=method,
         plan=plan,
@@ -180,11 +181,13 @@ def evaluate(
     known: facts the neighbours to check are drawn from; without them the cases' own unedited hops
     serve. text: as `edit` takes it, for a method. Values are shares; every metric has value, n, low, high
     (95%), questions, unfiltered. progress: told what is done, of how many, and of what.
-    Raises UserError for both a patch and a method, no cases, or, before anything is done, for a batch whose
-    edits contradict each other.
+    Raises UserError for both a patch and a method, no cases, or, before anything is done, for a patch of
+    another model or a batch whose edits contradict each other.
     """
     if patch is not None and method is not None:
         raise UserError("give a patch or a method, not both")
+    if patch is not None:
+        patch.check_model(lm)
     if method is not None:
         refuse_contradictions(cases, batch)
     scorer = Scorer(lm, cases, known=known, cot=cot, seed=seed, progress=progress)

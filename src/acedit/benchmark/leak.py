@@ -1,23 +1,25 @@
 """The leak rule: what makes an edit never sees what scores it.
 
     clear = clear_of(cases, facts)                  # edit's known, exclude and avoid
-    edit(lm, edits, **clear, watch=lambda prompts: check(prompts, cases))
+    edit(lm, unscored_edits(edits, cases), **clear, watch=lambda prompts: check(prompts, cases))
 
-`clear_of` keeps the rule, `check` is the alarm: it raises before anything is written. A prompt
-breaks the rule if it or its answer holds a scored question or wording (from the start of a sentence on), or
-if it starts from an entity that a scored question starts from (the edited subjects' own prompts aside).
+`clear_of` and `unscored_edits` keep the rule, `check` is the alarm: it raises before anything is written. A
+prompt breaks the rule if it or its answer holds a scored question or wording (from the start of a sentence
+on), or if it starts from an entity that a scored question starts from (the edited subjects' own prompts
+aside).
 Facts that specificity is measured on are kept out where prompts are made (`compose.reserved`).
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypedDict
 
 from acedit.benchmark.ripple import RippleCase
 from acedit.knowledge.compose import Prompt, Wordings
-from acedit.knowledge.facts import Case, Fact
+from acedit.knowledge.facts import Case, Edit, Fact
+from acedit.knowledge.relations import Relation
 
 
 class LeakError(RuntimeError):
@@ -51,20 +53,38 @@ def scored_texts(cases: Sequence[Case | RippleCase]) -> set[str]:
 
 
 def without_scored(known: Sequence[Fact], cases: Sequence[Case | RippleCase]) -> list[Fact]:
-    """`known`, their relations without the questions that score an edit, whoever they are asked of."""
+    """`known`, their relations without the wordings that score an edit, whoever they are asked of."""
+    scored = _scored_wordings(cases)
+    return [replace(fact, relation=_unscored(fact.relation, scored)) for fact in known]
+
+
+def unscored_edits(edits: Sequence[Edit], cases: Sequence[Case | RippleCase]) -> list[Edit]:
+    """`edits`, their relations without the wordings that score an edit: they word chains and kin too."""
+    scored = _scored_wordings(cases)
+    return [replace(edit, relation=_unscored(edit.relation, scored)) for edit in edits]
+
+
+def _scored_wordings(cases: Sequence[Case | RippleCase]) -> Mapping[str, set[str]]:
+    """By relation id the templates that an edit is scored in."""
     scored: dict[str, set[str]] = defaultdict(set)
     for case in cases:
         if isinstance(case, Case):
             for edit, wordings in zip(case.edits, case.paraphrases, strict=True):
                 scored[edit.relation.id].update(wordings)
-    found = []
-    for fact in known:
-        relation = fact.relation
-        if not scored[relation.id].isdisjoint(relation.questions):
-            kept = tuple(q for q in relation.questions if q not in scored[relation.id])
-            fact = replace(fact, relation=replace(relation, questions=kept))
-        found.append(fact)
-    return found
+    return scored
+
+
+def _unscored(relation: Relation, scored: Mapping[str, set[str]]) -> Relation:
+    """Without scored wordings, but for the first prompt, which a fact is written on."""
+    barred = scored.get(relation.id, set())
+    if barred.isdisjoint(relation.questions) and barred.isdisjoint(relation.prompts[1:]):
+        return relation
+    first, *others = relation.prompts
+    return replace(
+        relation,
+        prompts=(first, *(p for p in others if p not in barred)),
+        questions=tuple(q for q in relation.questions if q not in barred),
+    )
 
 
 class Clear(TypedDict):

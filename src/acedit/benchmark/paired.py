@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acedit.benchmark.layouts import Table
+from acedit.benchmark.ripple import AXES
 from acedit.benchmark.rows import SPECIFICITY, picked
 from acedit.benchmark.score import Record
 
@@ -22,7 +23,11 @@ def paired(
     ours: Sequence[Record], theirs: Sequence[Record], *, seed: int = 0, draws: int = 2000
 ) -> dict[str, float]:
     """Mean difference (ours - theirs) over records that pass, and its 95% interval: a bootstrap over the
-    cases both have, drawn together. n: such cases."""
+    cases both have, drawn together. n: such cases.
+
+    Where no two of them differ a bootstrap knows nothing; then the interval is what holds if as many cases as
+    can be missed in n draws (2.5% of the time) are the worst, or the best, there are.
+    """
     return paired_mean([(ours, theirs)], seed=seed, draws=draws)
 
 
@@ -50,13 +55,12 @@ def paired_mean(
     with np.errstate(invalid="ignore"):  # a draw may hold no case of a part
         shares = (sums @ drawn) / (sizes @ drawn)
     low, high = np.nanpercentile((shares[:, 0] - shares[:, 1]).mean(0), [2.5, 97.5])
-    value = sums.sum(-1) / sizes.sum(-1)
-    return {
-        "value": float((value[:, 0] - value[:, 1]).mean()),
-        "low": float(low),
-        "high": float(high),
-        "n": len(cases),
-    }
+    shares = sums.sum(-1) / sizes.sum(-1)
+    value = float((shares[:, 0] - shares[:, 1]).mean())
+    if high - low < 1e-12:
+        missed = 1 - 0.025 ** (1 / len(cases))
+        low, high = value - missed * (value + 1), value + missed * (1 - value)
+    return {"value": value, "low": float(low), "high": float(high), "n": len(cases)}
 
 
 def _marks(records: Sequence[Record]) -> dict[str, list[float]]:
@@ -83,7 +87,7 @@ def comparison(
         **{
             metric: [[metric]]
             for metric in (*SPECIFICITY, "specificity_chain", "explicit", "middle", "implicit", "mixed",
-                           "direct", "cot", "subset")
+                           "direct", "cot", "subset", *dict.fromkeys(AXES.values()))
         },
     }  # fmt: skip
     if any(r.metric == "left_out" for records in ours.values() for r in records):
@@ -99,12 +103,19 @@ def comparison(
         for n in numbers:
             yield _difference([(of_number(mine, n), of_number(yours, n))])
 
-    body = tuple((name, *cells(records, theirs[name])) for name, records in ours.items() if name in theirs)
+    body = [(name, *cells(records, theirs[name])) for name, records in ours.items() if name in theirs]
     head = ("editor", *columns, *(f"subset, {n}-edit" for n in numbers))
-    return Table(title, head, body, ("bootstrap over the cases both have, paired",))
+    asked = [i for i in range(len(head)) if i == 0 or any(row[i] != "–" for row in body)]
+    return Table(
+        title,
+        tuple(head[i] for i in asked),
+        tuple(tuple(row[i] for i in asked) for row in body),
+        ("bootstrap over the cases both have, paired; their number in brackets",),
+    )
 
 
 def _difference(parts: Sequence[tuple[Sequence[Record], Sequence[Record]]]) -> str:
     row = paired_mean(parts)
     low, high = 100 * row["low"], 100 * row["high"]
-    return f"{100 * row['value']:+.1f} [{low:+.1f}, {high:+.1f}]" if row["n"] else "–"
+    value = 100 * row["value"]
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}] ({row['n']:.0f})" if row["n"] else "–"

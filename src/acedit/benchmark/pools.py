@@ -2,7 +2,7 @@
 
     pool = Processes(partial(Worker, job), size=2)
     pool.start(0, item)
-    worker, outcomes = pool.finished()      # outcomes is None where the worker died; it is replaced
+    worker, outcomes = pool.finished()      # Died(why) where the worker did; it is replaced
 
 Whoever drives a pool gives each worker one item at a time. What an item raises comes out of `finished`.
 
@@ -15,13 +15,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from acedit.errors import UserError
+from acedit.errors import UserError, first_line
 
 log = logging.getLogger("acedit")
 
@@ -30,6 +31,13 @@ WAIT = 60.0  # seconds without a result, after which it is said that no worker h
 
 I = TypeVar("I", contravariant=True)  # noqa: E741  an item
 O = TypeVar("O", covariant=True)  # noqa: E741  what comes of it
+
+
+@dataclass(frozen=True)
+class Died:
+    """A worker's end, and all that is known of it in one line."""
+
+    why: str
 
 
 @runtime_checkable
@@ -46,7 +54,7 @@ class Pool(Protocol[I, O]):
     size: int
 
     def start(self, worker: int, item: I) -> None: ...
-    def finished(self) -> tuple[int, O | None]: ...
+    def finished(self) -> tuple[int, O | Died]: ...
     def close(self) -> None: ...
 
 
@@ -62,7 +70,7 @@ class Inline(Generic[I, O]):
     def start(self, worker: int, item: I) -> None:
         self._items.append(item)
 
-    def finished(self) -> tuple[int, O | None]:
+    def finished(self) -> tuple[int, O | Died]:
         return 0, self._worker.run(self._items.pop())
 
     def close(self) -> None:
@@ -97,7 +105,7 @@ class Processes(Generic[I, O]):
         with suppress(OSError):
             self._of[worker][1].send(item)
 
-    def finished(self) -> tuple[int, O | None]:
+    def finished(self) -> tuple[int, O | Died]:
         pipes = {self._of[worker][1]: worker for worker in self._busy}
         pipe = next(p for p in pipes if p in wait(list(pipes)))
         worker = pipes[pipe]
@@ -105,9 +113,10 @@ class Processes(Generic[I, O]):
         try:
             result = pipe.recv()
         except (EOFError, OSError):
-            self._of[worker][0].join()
+            process = self._of[worker][0]
+            process.join()
             self._of[worker] = self._spawn(worker)
-            return worker, None
+            return worker, Died(_ended(process.exitcode))
         if isinstance(result, BaseException):
             raise result
         return worker, result
@@ -118,6 +127,14 @@ class Processes(Generic[I, O]):
             process.terminate()
         for process, _ in self._of:
             process.join()
+
+
+def _ended(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"{name}, as the system does when memory runs out" if name == "SIGKILL" else name
 
 
 def visible_gpus() -> list[str]:
@@ -198,7 +215,7 @@ class OnRay(Generic[I, O]):
     def start(self, worker: int, item: I) -> None:
         self._busy[self._actors[worker].run.remote(item)] = worker
 
-    def finished(self) -> tuple[int, O | None]:
+    def finished(self) -> tuple[int, O | Died]:
         ready: Any = None
         while ready is None:
             found, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=WAIT)
@@ -212,9 +229,9 @@ class OnRay(Generic[I, O]):
             result: O = self._ray.get(ready)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause if error.cause is not None else error from None
-        except self._ray.exceptions.RayError:
+        except self._ray.exceptions.RayError as error:
             self._actors[worker] = self._actor()
-            return worker, None
+            return worker, Died(first_line(error))
         return worker, result
 
     def close(self) -> None:

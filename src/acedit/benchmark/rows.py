@@ -49,12 +49,12 @@ class Rows:
 
     @property
     def together(self) -> str:
-        """The same in words, for a table beside the paper's values."""
+        """The same in words, for a table's notes."""
         facts = [outcome.facts for _, outcome in self.units if outcome.facts]
         if self.at_once in ((), (1,)) or not facts:
-            return "each case edited by itself, as in the paper"
+            return "each case edited by itself"
         counts = " to ".join(map(str, sorted({min(facts), max(facts)})))
-        return f"{counts} facts are in the model at a time; the paper's tables have one case's"
+        return f"{counts} facts are in the model at a time; how many there are in the paper's it does not say"
 
     def of(self, method: str, step: int | None = None) -> list[Record]:
         """The records of a method, all units together, or those of one step of its sequence."""

@@ -32,7 +32,7 @@ from acedit.benchmark.evaluate import PLANNED, edit_cases, shared_plan, size_of
 from acedit.benchmark.faults import Fault, audit, contradicting, counts, pack, without
 from acedit.benchmark.fluency import perplexity
 from acedit.benchmark.leak import LeakError, without_scored
-from acedit.benchmark.pools import Inline, OnRay, Pool, Processes, shared_out, visible_gpus
+from acedit.benchmark.pools import Died, Inline, OnRay, Pool, Processes, shared_out, visible_gpus
 from acedit.benchmark.ripple import RippleCase, RippleScorer
 from acedit.benchmark.score import Asked, Record, Scorer, distinct
 from acedit.benchmark.store import Outcome, Store, Unit
@@ -408,6 +408,11 @@ def run(
             if job.preset and method.planned:
                 if method.ranged:
                     preset(job.preset).fitted(own, method)
+                    if method.skip_query or method.skip_value:
+                        raise UserError(
+                            f"preset {job.preset!r} ranks no layers, so none is the most important: leave "
+                            "out --preset, or --skip-query and --skip-value"
+                        )
                 else:
                     say(f"preset {job.preset!r} names no layers for {method.name}: they are chosen")
         run_as = f"{_reading(own)}/{own.device.type}"
@@ -547,6 +552,9 @@ def _pool(
 ) -> Pool[Item, list[Outcome]]:
     gpus = {p.device for p in lm.model.parameters() if p.device.type == "cuda"}
     if ray is not None:
+        if job.device_map and not gpus:
+            log.warning("the model lies on no GPU here, so that Ray's workers ask for none")
+        job = _from_anywhere(job)
         return OnRay(partial(Worker, job), workers, ray, cpus=job.threads, gpus=float(len(gpus)))
     if workers == 1 or inline:
         return Inline(Worker(job, lm))
@@ -554,6 +562,17 @@ def _pool(
     if gpus and ":" not in str(job.device_map):  # unless a device is named
         shares = shared_out(visible_gpus(), len(gpus), workers)
     return Processes(partial(Worker, job), workers, shares)
+
+
+def _from_anywhere(job: Job) -> Job:
+    """The job with whole paths: Ray's workers start in folders of their own."""
+    model = Path(job.model)
+    return replace(
+        job,
+        model=str(model.resolve()) if job.model != "bundled" and model.is_dir() else job.model,
+        scratch=job.scratch and job.scratch.resolve(),
+        cache_dir=job.cache_dir and job.cache_dir.resolve(),
+    )
 
 
 def _drive(
@@ -586,15 +605,18 @@ def _drive(
     while at:
         worker, outcomes = pool.finished()
         item = at.pop(worker)
-        if outcomes is None:
+        if isinstance(outcomes, Died):
             key = item.units[0].key
             tries[key] += 1
-            log.warning("a worker died at %s of case %s", item.method.name, item.cases[0].id)
+            where = f"{item.method.name} of case {item.cases[0].id}"
+            log.warning("a worker died at %s: %s", where, outcomes.why)
             if tries[key] < TRIES:
                 waiting.insert(0, item)
                 hand_out()
                 continue
-            outcomes = [Outcome(unit.key, error="the worker died, twice") for unit in item.units]
+            outcomes = [
+                Outcome(unit.key, error=f"the worker died, twice: {outcomes.why}") for unit in item.units
+            ]
         by_key = {unit.key: unit for unit in item.units}
         for outcome in outcomes:
             store.add(by_key[outcome.key], outcome)

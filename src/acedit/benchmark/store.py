@@ -15,7 +15,7 @@ Footgun: seconds are kept beside the answers and differ from run to run; nothing
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,9 @@ class Store:
                 db.executescript(f"BEGIN;{_TABLES}{schema}COMMIT;")  # all or none, should it be killed here
             yield cls(at / FILE, db)
         finally:
+            # A file left in WAL mode cannot be read where its folder cannot be written.
+            with suppress(sqlite3.OperationalError):  # somebody is reading
+                db.execute("PRAGMA journal_mode=DELETE")
             db.close()
             lock.close()
 
@@ -140,7 +143,8 @@ class Store:
 
     def done(self) -> set[str]:
         """Keys of units that have a result; those that failed are tried again."""
-        return {key for (key,) in self._db.execute("SELECT key FROM units WHERE error IS NULL")}
+        with _speaking(self.path):
+            return {key for (key,) in self._db.execute("SELECT key FROM units WHERE error IS NULL")}
 
     def add(self, unit: Unit, outcome: Outcome) -> None:
         """Keep a unit's outcome, all of it in one transaction."""

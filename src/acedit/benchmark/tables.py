@@ -53,6 +53,13 @@ PAPER4: Mapping[tuple[int, int], tuple[str, str, str, str]] = {
 IN_PAPER = {"ace-paper": "ace", "ace-paper-hops": "ace"}
 """What the paper calls a method, where it is another name."""
 
+
+def in_paper(method: str) -> str:
+    """What the paper calls a method. Its own edit prompts are primed (section 6.2), without a name for it."""
+    plain = method.removesuffix("-cot")
+    return IN_PAPER.get(plain, plain)
+
+
 CURVES = (
     "efficacy", "paraphrase", *SPECIFICITY, "specificity_chain", "explicit", "middle", "implicit", "mixed",
     "direct", "cot", "subset", *dict.fromkeys(AXES.values()),
@@ -75,13 +82,18 @@ def cell(records: Sequence[Record]) -> str:
     return f"{100 * row['value']:.1f} [{low:.1f}, {high:.1f}] ({row['n']:.0f})"
 
 
+def editors(rows: Rows) -> list[str]:
+    """The run's methods without `base`: its records are of the original answers and of other cases."""
+    return [method for method in rows.methods if method != "base"]
+
+
 def table2(rows: Rows) -> Table:
     """Multi-hop accuracy by number of edits, as the paper's Table 2."""
     numbers = sorted({int(case["edits"]) for case in rows.cases.values()})
     body = []
     for method in rows.methods:
         records = picked(rows.of(method), ["subset"])
-        paper = PAPER2.get(IN_PAPER.get(method, method))
+        paper = PAPER2.get(in_paper(method))
         cells = [cell(records)]
         for n in numbers:
             cells.append(cell([r for r in records if rows.cases[r.case]["edits"] == n]))
@@ -104,14 +116,12 @@ def table2(rows: Rows) -> Table:
 def table3(rows: Rows) -> Table:
     """Efficacy, paraphrase, specificity and their mean, as the paper's Table 3."""
     body = []
-    for method in rows.methods:
-        if method == "base":
-            continue
+    for method in editors(rows):
         records = rows.of(method)
         each = [picked(records, names) for names in (["efficacy"], ["paraphrase"], list(SPECIFICITY))]
         values = [_share(some)["value"] for some in each]
         mean = f"{100 * sum(values) / 3:.1f}" if all(some for some in each) else "–"
-        body.append((method, *map(cell, each), mean, *PAPER3.get(IN_PAPER.get(method, method), ("–",) * 3)))
+        body.append((method, *map(cell, each), mean, *PAPER3.get(in_paper(method), ("–",) * 3)))
     return Table(
         "Table 3: efficacy, paraphrase, specificity (%)",
         ("editor", "efficacy", "paraphrase", "specificity", "mean of the three",
@@ -144,7 +154,8 @@ def table4(rows: Rows) -> Table:
         skipped = f"{whole} without " + ", ".join(
             f"{name} #1" + (f"-{n}" if n > 1 else "") for name, n in (("query", query), ("value", value)) if n
         )
-        body.append((skipped, *cells, *PAPER4.get((query, value), ("–",) * 4)))
+        paper = PAPER4.get((query, value)) if in_paper(whole) == "ace" else None
+        body.append((skipped, *cells, *(paper or ("–",) * 4)))
     return Table(
         "Table 4: without the most important layers (%)",
         ("editor", "avg.", "efficacy", "paraphrase", "specificity",
@@ -174,12 +185,12 @@ def positions(rows: Rows) -> Table:
     if any(picked(rows.of(method), ["left_out"]) for method in rows.methods):
         columns.append("left_out")
         notes.append("left_out: direct, where what follows from an edit is asked by no prompt of the edit")
-    body = [(method, *(cell(picked(rows.of(method), [c])) for c in columns)) for method in rows.methods]
+    body = [(method, *(cell(picked(rows.of(method), [c])) for c in columns)) for method in editors(rows)]
     return Table(
         "By position (%): direct answers by where the edit stands; all of them, direct and in thought",
         ("editor", *columns),
         tuple(body),
-        (*notes, *rows.notes),
+        (*notes, rows.together, *rows.notes),
     )
 
 
@@ -188,21 +199,24 @@ def probabilities(rows: Rows) -> Table:
     columns = ("efficacy_p", "paraphrase_p", "specificity_p")
     body = [
         (method, *(cell(picked(rows.of(method), [c])) for c in columns))
-        for method in rows.methods
+        for method in editors(rows)
         if picked(rows.of(method), columns)
     ]
     return Table(
         "By probability (%): ES, PS, NS of Meng et al. 2022",
         ("editor", "efficacy", "paraphrase", "specificity"),
         tuple(body),
-        ("new against old object, by mean log p a token; greedy answers are what the other tables hold",),
+        (
+            "new against old object, by mean log p a token; greedy answers are what the other tables hold",
+            rows.together,
+        ),
     )
 
 
 def whole_and_filtered(rows: Rows) -> Table:
     """Accuracy without the filter, and over questions instead of cases."""
     body = []
-    for method in rows.methods:
+    for method in editors(rows):
         cells = []
         for metric in ("direct", "cot", "subset"):
             records = picked(rows.of(method), [metric])
@@ -219,7 +233,7 @@ def whole_and_filtered(rows: Rows) -> Table:
         tuple(body),
         (
             "of questions: the share of a case's three answered right; all cases: also those the unedited "
-            "model did not answer", *rows.notes,
+            "model did not answer", rows.together, *rows.notes,
         ),
     )  # fmt: skip
 
@@ -243,6 +257,7 @@ def fluency(rows: Rows) -> Table:
         (
             "a mean over the groups of cases edited together; where the unedited model's is beyond its "
             "vocabulary, as the bundled one's, it never read such text and the ratio says nothing of fluency",
+            rows.together,
             *rows.notes,
         ),
     )
@@ -251,11 +266,7 @@ def fluency(rows: Rows) -> Table:
 def ripple(rows: Rows) -> Table:
     """RippleEdits' axes."""
     columns = ("efficacy", *dict.fromkeys(AXES.values()))
-    body = [
-        (method, *(cell(picked(rows.of(method), [c])) for c in columns))
-        for method in rows.methods
-        if method != "base"
-    ]
+    body = [(method, *(cell(picked(rows.of(method), [c])) for c in columns)) for method in editors(rows)]
     return Table(
         "RippleEdits (%): tests whose conditions the unedited model meets",
         ("editor", *(name.replace("_", " ") for name in columns)),
@@ -267,8 +278,9 @@ def ripple(rows: Rows) -> Table:
 def costs(rows: Rows) -> Table:
     """What an edit costs: seconds a fact, rank, and norm of the change."""
     body = []
+    last = max(rows.steps, default=0)  # the costs of a sequence's steps are of all edits so far
     for method in rows.methods:
-        some = [outcome for unit, outcome in rows.units if unit.method == method and outcome.facts]
+        some = [o for unit, o in rows.units if unit.method == method and unit.step == last and o.facts]
         if some:
             facts = sum(o.facts for o in some)
             body.append(
@@ -279,27 +291,43 @@ def costs(rows: Rows) -> Table:
                     f"{sum(o.norm for o in some) / len(some):.3f}",
                 )
             )
-    return Table("Cost", ("editor", "seconds a fact", "rank", "‖Δ‖/‖W‖"), tuple(body))
+    return Table(
+        "Cost",
+        ("editor", "seconds a fact", "rank", "‖Δ‖/‖W‖"),
+        tuple(body),
+        (
+            "rank: the largest of a patch; ‖Δ‖/‖W‖: of a patch's layers the largest"
+            + (", and the largest of a sequence's patches" if last else ", mean over patches"),
+            rows.together,
+        ),
+    )
 
 
-def _growing(rows: Rows) -> dict[int, Rows]:
-    """Rows by how many cases are in the model: the steps of a sequence, or cases edited at once."""
+def _growing(rows: Rows) -> list[tuple[str, float, Rows]]:
+    """Rows by how many cases are in the model, said and as a mean: the steps of a sequence, or cases edited
+    at once, which may be fewer in some groups than were asked for."""
     if rows.steps:
-        return {
-            step: replace(rows, units=tuple(pair for pair in rows.units if pair[0].step == step))
+        return [
+            (str(step), step, replace(rows, units=tuple(p for p in rows.units if p[0].step == step)))
             for step in rows.steps
-        }
+        ]
     if len(rows.at_once) < 2:
-        return {}
-    return {n or len(rows.cases): rows.at(n) for n in rows.at_once}
+        return []
+    growing = []
+    for n in rows.at_once:
+        some = rows.at(n)
+        sizes = [len(unit.cases) for unit, _ in some.units]
+        said = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
+        growing.append((said, sum(sizes) / len(sizes), some))
+    return growing
 
 
 def degradation(rows: Rows) -> list[dict[str, Any]]:
     """Of a sequence, or of several numbers of cases at once: method, cases edited, metric and value, for a
     table and a plot."""
     found = []
-    for method in rows.methods:
-        for cases, some in _growing(rows).items():
+    for method in editors(rows):
+        for _, cases, some in _growing(rows):
             records = some.of(method)
             for metric in CURVES:
                 row = _share(picked(records, [metric]))
@@ -319,13 +347,12 @@ def at_once(rows: Rows) -> Table:
 
 
 def _by_cases(rows: Rows, title: str, what: str) -> Table:
-    growing = _growing(rows)
-    records = {(m, cases): some.of(m) for m in rows.methods for cases, some in growing.items()}
-    asked = {record.metric for each in records.values() for record in each}
+    scored = [(m, said, some.of(m), some) for m in editors(rows) for said, _, some in _growing(rows)]
+    asked = {record.metric for _, _, records, _ in scored for record in records}
     columns = [metric for metric in CURVES if metric in asked]
     body = [
-        (m, str(cases), *(cell(picked(each, [c])) for c in columns), _ratio(growing[cases], m))
-        for (m, cases), each in records.items()
+        (m, said, *(cell(picked(records, [c])) for c in columns), _ratio(some, m))
+        for m, said, records, some in scored
     ]
     return Table(title, ("editor", what, *columns, "perplexity, ratio"), tuple(body), rows.notes)
 

@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from acedit.commands.common import (
     Progress,
@@ -55,9 +55,7 @@ def add(commands: Any, shared: Shared) -> None:
         type=whole(1),
         help="fresh cases for each number of edits (60), or the file's first (for each, with --edits)",
     )
-    bench.add_argument(
-        "--pool", choices=("dev", "test"), default="dev", help="where fresh cases are drawn (dev)"
-    )
+    bench.add_argument("--pool", choices=("dev", "test"), help="where fresh cases are drawn (dev)")
     bench.add_argument(
         "--methods", metavar="M", nargs="+", default=["base", "pmet", "ace"], help="base pmet ace"
     )
@@ -154,6 +152,13 @@ def _run(args: argparse.Namespace) -> None:
     check_outputs(args)
     if args.sequence and args.at_once != [1]:
         raise UserError("--sequence edits one case after the other: leave out --at-once")
+    if args.sequence and "base" in args.methods:
+        args.methods = [name for name in args.methods if name != "base"]
+        if not args.methods:
+            raise UserError("--sequence: base edits nothing; name other methods")
+        log.warning("base edits nothing: the sequence is without it")
+    if args.cases and args.pool:
+        raise UserError("--pool is of fresh cases: leave it out, or --cases")
     chosen = []
     for name in args.methods:
         plain = method(name).leaving_out(args.left_out)
@@ -261,9 +266,10 @@ def _cases(args: argparse.Namespace) -> "tuple[list[Case] | list[RippleCase], li
     from acedit.world.graph import build_world
 
     world = build_world()
+    pool: Literal["dev", "test"] = args.pool or "dev"
     cases = []
     for k in args.edits or [1]:
-        cases += cases_from(make_cases(world, seed=args.seed, n=args.n or CASES, edits=k, pool=args.pool))
+        cases += cases_from(make_cases(world, seed=args.seed, n=args.n or CASES, edits=k, pool=pool))
     return cases, known or facts_of(world, [])
 
 
@@ -306,12 +312,12 @@ def _show(args: argparse.Namespace) -> None:
     check_outputs(args)
     rows = _rows(args.folders)
     found = {**tables.all_tables(rows), "costs": tables.costs(rows.fewest)}
-    best = [m for m in rows.methods if m != "base" and "-skip-" not in m]
-    best.sort(key=lambda m: m == "ace")
+    best = [m for m in tables.editors(rows) if "-skip-" not in m]
+    best.sort(key=lambda m: m.removesuffix("-cot") == "ace")
     if len(best) > 1 and not rows.steps:
         against = {f"{best[-1]} - {m}": m for m in best[:-1]}
         found["paired"] = comparison(
-            f"Differences (% points): {best[-1]} less each other method",
+            f"Differences (% points), {rows.fewest.together}: {best[-1]} less each other method",
             {name: rows.fewest.of(best[-1]) for name in against},
             {name: rows.fewest.of(m) for name, m in against.items()},
             rows.cases,
@@ -399,6 +405,7 @@ def _compare(args: argparse.Namespace) -> None:
             f"{args.folder} and {args.other} share no method, or no case; nothing can be compared"
         )
     alone = f", {number or 'all'} cases at once" if several else ""
+    alone += f", {step} cases edited" if step else ""
     table = comparison(
         f"{args.folder} less {args.other} (% points{alone})",
         {m: [r for r in one.of(m, step) if r.case in alike] for m in shared},

@@ -41,7 +41,7 @@ def add(commands: Any, shared: Shared) -> None:
     how = evaluate.add_mutually_exclusive_group()
     how.add_argument("--patch", metavar="PATCH", action=Once, help="score it; its edits are the cases'")
     how.add_argument("--method", metavar="M", help="edit the cases in batches and score them")
-    evaluate.add_argument("--batch", metavar="N", type=whole(1), default=1, help="cases edited at once")
+    evaluate.add_argument("--batch", metavar="N", type=whole(1), help="cases edited at once (1)")
     evaluate.add_argument("--no-cot", action="store_true", help="direct answers only")
     evaluate.add_argument("--keep", action="store_true", help="write the scores into the patch's folder")
     evaluate.set_defaults(run=_evaluate)
@@ -87,15 +87,17 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError("--keep writes the scores into a patch: give --patch, or leave it out")
     if args.keep:
         check_writable(args.patch, folder=True)
-    if prose and args.method is None:
-        raise UserError("--text is for editing: give --method, or leave it out")
+    for option, given in (("--text", prose), ("--batch", args.batch)):
+        if given and args.method is None:
+            raise UserError(f"{option} is for editing: give --method, or leave it out")
+    batch = args.batch or 1
     from acedit.benchmark.evaluate import evaluate, refuse_contradictions
     from acedit.benchmark.score import distinct
 
     with about(args.cases):
         distinct(case.id for case in cases)
         if args.method is not None:
-            refuse_contradictions(cases, args.batch)
+            refuse_contradictions(cases, batch)
     if args.method is not None:
         from acedit.editing.methods import method
 
@@ -113,7 +115,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         patch=patch,
         method=args.method,
         known=known,
-        batch=args.batch,
+        batch=batch,
         seed=args.seed,
         text=prose,
         cot=not args.no_cot,
@@ -133,7 +135,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         cases=len(cases),
         patch=args.patch,
         method=args.method,
-        batch=args.batch,
+        batch=None if args.method is None else batch,
         seed=args.seed,
         scores=scores,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from acedit.commands.common import Progress, check_outputs, given_facts, load_model, write_result
 from acedit.commands.options import EDITS, MODEL, Shared, whole
+from acedit.errors import UserError
 
 if TYPE_CHECKING:
     from acedit.attribution.locate import Location
@@ -34,7 +35,6 @@ def add(commands: Any, shared: Shared) -> None:
         "--draw",
         metavar="N",
         type=whole(1),
-        default=1,
         help="edits whose facts the page draws, from the first on (default 1)",
     )
     locate.set_defaults(run=_locate)
@@ -48,6 +48,8 @@ def _locate(args: argparse.Namespace) -> None:
     told = read_edits_file(args.edits)
     edits, known = told.edits, [*told.facts, *given_facts(args.facts)]
     check_outputs(args)
+    if args.draw and not args.page:
+        raise UserError("--draw is of the page: give --report, or leave it out")
     progress = Progress(args.quiet)
     progress.say("loading the model")
     lm = load_model(args)
@@ -56,11 +58,11 @@ def _locate(args: argparse.Namespace) -> None:
     if not known:
         progress.say("no known facts given: looking with single-hop prompts only")
     progress.say(f"attributing {len(edits)} edits over {lm.n_layers} layers")
-    from acedit.benchmark.leak import Clear, clear_of
+    from acedit.benchmark.leak import Clear, clear_of, unscored_edits
 
     clear: Clear = {"known": known, "exclude": set(), "avoid": set()}
     if args.screen and told.cases:  # trial edits are edits
-        clear = clear_of(told.cases, known)
+        edits, clear = unscored_edits(edits, told.cases), clear_of(told.cases, known)
     where = locate(
         lm, edits, **clear, top=args.top, seed=args.seed, screen=args.screen, progress=progress.count
     )
@@ -88,7 +90,7 @@ def _draw(
     from acedit.report.explore import explore
     from acedit.report.page import EditRow, Page, render
 
-    drawn = edits[: args.draw]
+    drawn = edits[: args.draw or 1]
     progress.say(f"drawing the facts of {len(drawn)} of {len(edits)} edits")
     asked = [Prompt(e.prompt, e.subject, e.target, "single", i) for i, e in enumerate(drawn)]
     charts, pictures = [], {}

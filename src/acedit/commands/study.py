@@ -20,6 +20,7 @@ from acedit.commands.options import MODEL, Shared, whole
 from acedit.errors import UserError
 
 if TYPE_CHECKING:
+    from acedit.benchmark.annotate import Annotator
     from acedit.knowledge.facts import Fact
 
 ANNOTATED = 1000  # questions at most
@@ -69,12 +70,13 @@ def _study(args: argparse.Namespace) -> None:
     known = known or world_facts()
     check_outputs(args)
     progress = Progress(args.quiet)
+    annotator = None if args.annotator is None else _annotator(args)
     progress.say("loading the model")
     lm = load_model(args)
     facts = list({fact.key: fact for fact in known}.values())
     category_of = None
-    if args.annotator is not None:
-        category_of = _annotated(args.annotator, facts, Path(args.out), args.seed, progress)
+    if annotator is not None:
+        category_of = _annotated(annotator, facts, Path(args.out), args.seed, progress)
     setting = setting_of(
         lm,
         facts,
@@ -101,19 +103,25 @@ def _study(args: argparse.Namespace) -> None:
     write_result(args, "study", model=args.model, seed=args.seed, studies=found)
 
 
+def _annotator(args: argparse.Namespace) -> "Annotator":
+    """Whom `--annotator` names, loaded as the studied model is where it is a model."""
+    from acedit.benchmark.annotate import hf, openai
+    from acedit.lm.loading import load
+
+    kind, _, name = args.annotator.partition(":")
+    if kind not in ("openai", "hf") or not name:
+        raise UserError(f"--annotator {args.annotator!r}: give openai:MODEL or hf:MODEL")
+    return openai(name) if kind == "openai" else hf(load(name, dtype=args.dtype, device_map=args.device_map))
+
+
 def _annotated(
-    who: str, facts: "Sequence[Fact]", out: Path, seed: int, progress: Progress
+    who: "Annotator", facts: "Sequence[Fact]", out: Path, seed: int, progress: Progress
 ) -> "Callable[[Fact], str | None]":
     """Main categories of a sample of the facts' questions, asked of an annotator."""
     import random
 
-    from acedit.benchmark.annotate import annotate, hf, openai
-    from acedit.lm.loading import load
+    from acedit.benchmark.annotate import annotate
 
-    kind, _, name = who.partition(":")
-    if kind not in ("openai", "hf") or not name:
-        raise UserError(f"--annotator {who!r}: give openai:MODEL or hf:MODEL")
-    annotator = openai(name) if kind == "openai" else hf(load(name))
     asked = {
         fact.key: fact.relation.questions[0].format(fact.subject) for fact in facts if fact.relation.questions
     }
@@ -122,10 +130,10 @@ def _annotated(
         asked = {key: asked[key] for key in picked}
     labels = annotate(
         list(asked.values()),
-        annotator,
+        who,
         keep=out / "labels.jsonl",
         progress=lambda done, of: progress.count(done, of, "questions"),
     )
     if not labels:
-        raise UserError(f"--annotator {who}: no answer was in the form 'Main|Sub'; try another model")
+        raise UserError(f"--annotator {who.name}: no answer was in the form 'Main|Sub'; try another model")
     return lambda fact: labels[asked[fact.key]].main if asked.get(fact.key) in labels else None

@@ -103,7 +103,7 @@ def edit(
         composed = Composer(
             edits, known, exclude=exclude, avoid=avoid, seed=seed, amounts=chosen.amounts
         ).prompts()
-        prompts = _worded(lm, edits, composed, chosen, seed)
+        prompts = _worded(lm, edits, composed, chosen)
         _all_worded(edits, prompts)
     essence = _essence(lm, edits, avoid) if chosen.essence else []
     if watch is not None:
@@ -221,7 +221,7 @@ def _all_worded(edits: Sequence[Edit], prompts: Sequence[Prompt]) -> None:
 
 
 def _worded(
-    lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], chosen: Method, seed: int
+    lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], chosen: Method
 ) -> list[Prompt]:
     """The prompts as the method reads them: answered, in the wordings and behind the contexts it asks for."""
     prompts = own_answers(lm, prompts)
@@ -231,7 +231,7 @@ def _worded(
     if not chosen.wordings:
         written = [p for p in written if p.kind != "single" or p.template == edits[p.edit].prompt]
     if chosen.prefixes:
-        written = _prefixed(lm, written, chosen.prefixes, seed)
+        written = _prefixed(lm, written, chosen.prefixes)
     if chosen.ends:
         written = ended(lm, written, held)
     return [*written, *primed, *held]
@@ -264,7 +264,10 @@ def _write(
     elif chosen.layers == "query" and plan is not None:
         touched = list(_skipped(plan.query_layers, plan, chosen, "query")[-1:])
     if not touched and (chosen.stages or chosen.polish):
-        raise UserError(f"method {chosen.name!r} leaves out every layer it writes; skip fewer")
+        raise UserError(
+            f"method {chosen.name!r} has no layer to write: skip fewer, or give a plan with layers of its "
+            "kind"
+        )
     groups = [single]
     if chosen.one_by_one:
         groups = [[p for p in single if p.edit == i] for i in range(len(edits))]
@@ -286,6 +289,11 @@ def _write(
         updates = [Update(layer, zero, torch.zeros(1, lm.n_neurons, device=lm.device)) for layer in touched]
     if chosen.polish is not None:
         pulled = [p for p in single if p.kind in chosen.polished]
+        if not pulled:
+            raise UserError(
+                f"method {chosen.name!r} has no prompt to write ({', '.join(chosen.polished)}): give known "
+                "facts that lead to the edited subjects, or another method"
+            )
         beside = None
         if chosen.polish.space == "whitened":
             kin = [p for p in prompts if p.kind == "hold" and p.subject != edits[p.edit].subject]
@@ -379,6 +387,8 @@ def _targets(
         rows = [p for p in prompts if p.kind in stage.kinds]
         layers = _layers(stage, plan, chosen)
         if not rows or not layers:
+            if not rows:
+                tell(f"{stage.name} stage: no prompt for it, it writes nothing")
             continue
         tell(f"{stage.name} stage: v* for {len({p.edit for p in rows})} edits at layer {layers[-1]}")
         batches = tuple(split(lm, rows))
@@ -423,7 +433,7 @@ def _primed(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     return [replace(p, template=shots + p.template) for p in aloud]
 
 
-def _prefixed(lm: LanguageModel, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+def _prefixed(lm: LanguageModel, prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     """Each prompt as it is, single-hop ones also behind `count` short contexts of the model's own (MEMIT)."""
     starts = ("The", "Therefore", "Because", "I", "You", "Today")
     texts = greedy(lm, list(starts[:count]), max_new_tokens=8)

@@ -114,6 +114,14 @@ class Patch:
         if not self.updates:
             raise NoWeightChange(f"method {self.method!r} changes no weights: {what}")
 
+    def check_model(self, lm: LanguageModel) -> None:
+        """Raises UserError where the patch was made for another model, or the same in another dtype."""
+        if self.fingerprint != lm.fingerprint:
+            raise UserError(
+                f"the patch was made for another model (fingerprint {self.fingerprint[:12]}, this one is "
+                f"{lm.fingerprint[:12]}); load the checkpoint it was made from, in the same dtype"
+            )
+
     @contextmanager
     def applied(self, lm: LanguageModel) -> Iterator[LanguageModel]:
         """`lm` with the patch on; off again at the end, also when something raises."""
@@ -300,7 +308,7 @@ class PatchStack:
 
     def add(self, patch: Patch) -> None:
         self.refuse_twice(patch)
-        _check_model(patch, self._lm)
+        patch.check_model(self._lm)
         for update in patch.updates:
             if not 0 <= update.layer < self._lm.n_layers:
                 raise UserError(f"the patch writes layer {update.layer}, the model has {self._lm.n_layers}")
@@ -394,14 +402,6 @@ def edits_on(lm: LanguageModel) -> list[Edit]:
     """The edits of the patches that are on the model, one a fact; of those that repeat, the last one's."""
     stack: PatchStack | None = lm.patch_stack
     return [] if stack is None else stack.edits()
-
-
-def _check_model(patch: Patch, lm: LanguageModel) -> None:
-    if patch.fingerprint != lm.fingerprint:
-        raise UserError(
-            f"the patch was made for another model (fingerprint {patch.fingerprint[:12]}, this one is "
-            f"{lm.fingerprint[:12]}); load the checkpoint it was made from, in the same dtype"
-        )
 
 
 def _edit(row: Mapping[str, Any]) -> Edit:

@@ -5,7 +5,8 @@
         rows.losses(group)                        # on the model as it now is
 
 Footgun: `kept` prompts are held to what the model says when `Rows` is made, so make it with no update in.
-Their distributions take vocab × 4 bytes a token of answer.
+Their distributions take vocab × 4 bytes a token of answer, or where that is beyond `REFERENCE` the streams
+they are read from d_model numbers.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ FEW, SPREAD = 8, 1.25  # rows that run together whatever their lengths; beyond t
 TOKENS = 8192  # of one run, padding included, at most,
 ROOM = 2**33  # bytes, and so many that what they leave for the way back fits
 LOGITS = 2**28  # of one run
+REFERENCE = 2**30  # bytes of distributions that are kept
 CLASS = 1.5  # longest over shortest in a class of `classes`
 
 
@@ -51,11 +53,15 @@ class Rows:
         self._answers = torch.bincount(answer_row.cpu(), minlength=len(order))
         held = self.kept.to(answer_row.device)[answer_row]
         self._place = torch.where(held, held.cumsum(0) - 1, -1)
-        self._reference = torch.zeros(int(held.sum()), lm.vocab_size, device=lm.device, dtype=lm.wide)
+        tokens = int(held.sum())
+        self._whole = tokens * lm.vocab_size * lm.wide.itemsize <= REFERENCE
+        width, dtype = (lm.vocab_size, lm.wide) if self._whole else (lm.d_model, lm.dtype)
+        self._before = torch.zeros(tokens, width, device=lm.device, dtype=dtype)
         with torch.no_grad():
             for group in self.together(torch.nonzero(self.kept)[:, 0]):
                 batch, place = self._picked(group)
-                self._reference[place] = batch.logits(lm).log_softmax(-1)
+                normed = batch.at_answers(lm.run_backbone(batch.encoded))
+                self._before[place] = self._said(normed) if self._whole else normed
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -85,10 +91,16 @@ class Rows:
         token = F.nll_loss(said, batch.answer_ids, reduction="none")
         held = place >= 0
         if held.any():
-            reference = self._reference[place[held]]
+            before = self._before[place[held]]
+            reference = before if self._whole else self._said(before)
             kl = F.kl_div(said[held], reference, log_target=True, reduction="none").sum(-1)
             token = token.index_put((held,), kl)
         return batch.row_mean(token)
+
+    def _said(self, normed: Float[Tensor, "t d_model"]) -> Float[Tensor, "t vocab"]:
+        """Log-probabilities; neither the final norm nor the head is ever edited."""
+        said: Tensor = self._lm.head_logits(normed).log_softmax(-1)
+        return said
 
     def _picked(self, group: Tensor) -> tuple[Batch, Int[Tensor, " answer_tokens"]]:
         """The rows, and where each of their answers' tokens has its reference; -1 for none."""

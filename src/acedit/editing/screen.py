@@ -92,7 +92,8 @@ class Trial:
             stage.name: tuple(split(lm, [p for p in written if p.kind in stage.kinds]))
             for stage in self._method.stages
         }
-        replay = split(lm, [p for p in made if p.kind in KEPT])
+        own = {one.subject for one in edits}  # where the edits are to be written, as in `edit`
+        replay = split(lm, [p for p in made if p.kind in KEPT and p.subject not in own])
         self._metric = metric_of(
             lm, self._method, text or text_of(lm, known), range(lm.n_layers), replay, cache_dir
         )

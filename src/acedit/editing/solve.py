@@ -35,8 +35,9 @@ def factor(
     """
     p = preserve.double()
     n = p.shape[0]
-    lift = ridge * p.diagonal().sum() / n
-    lower: Tensor = torch.linalg.cholesky(p + lift * torch.eye(n, dtype=p.dtype, device=p.device))
+    if ridge:
+        p = p + ridge * p.diagonal().sum() / n * torch.eye(n, dtype=p.dtype, device=p.device)
+    lower: Tensor = torch.linalg.cholesky(p)
     return lower
 
 

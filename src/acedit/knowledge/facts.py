@@ -203,7 +203,10 @@ def read_rows(path: str | Path, most: int | None = None) -> list[Any]:
 
 
 def _first(path: str | Path, most: int | None) -> list[Any]:
-    """The first `most` rows of a list or of lines (None: a list's all); none of another or a broken file."""
+    """The first `most` rows of a list or of lines (None: a list's all); none of another or a broken file, or
+    of a pipe, which can be read once."""
+    if not Path(path).is_file():
+        return []
     for rows in (list_rows, line_rows) if most else (list_rows,):
         with suppress(OSError, ValueError, RecursionError):
             return list(islice(rows(path), most))
@@ -282,7 +285,7 @@ def _parse(path: str | Path, text: str) -> Any:
     try:
         return _json(path, text)
     except json.JSONDecodeError as error:
-        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         if (
             len(lines) < 2
             or not lines[0][1].lstrip().startswith("{")
@@ -487,15 +490,30 @@ def distinct_edits(edits: Iterable[Edit]) -> list[Edit]:
                     f"edits contradict each other: {edit.subject!r} with {edit.relation.id!r} is to be "
                     f"both {other.target!r} and {edit.target!r}; keep one"
                 )
-        first = found[edit.key]
-        prompts = tuple(dict.fromkeys((*first.relation.prompts, *edit.relation.prompts)))
-        if prompts != first.relation.prompts:
-            found[edit.key] = replace(first, relation=replace(first.relation, prompts=prompts))
+        found[edit.key] = _with_wordings_of(found[edit.key], edit)
     return list(found.values())
+
+
+def _with_wordings_of(edit: Edit, other: Edit) -> Edit:
+    """`edit`, also in the words of another that says the same."""
+
+    def both(ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*ours, *theirs)))
+
+    one, two = edit.relation, other.relation
+    relation = replace(
+        one,
+        prompts=both(one.prompts, two.prompts),
+        questions=both(one.questions, two.questions),
+        phrases=both(one.phrases, two.phrases),
+    )
+    return replace(edit, relation=relation, aliases=both(edit.aliases, other.aliases))
 
 
 def _template(cloze: str, subject: str) -> str:
     """`cloze` with {} for its subject; braces of its own become round ones."""
+    if not subject:
+        return cloze.translate(_ROUND)
     before, found, after = (part.translate(_ROUND) for part in cloze.partition(subject))
     return f"{before}{{}}{after}" if found else before
 

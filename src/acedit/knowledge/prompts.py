@@ -60,6 +60,10 @@ COT_STOP = re.compile(r"\nQuestion:|^[ \t]*Answer:[^\n]*(\n)", re.MULTILINE)
 _ANSWER_LINE = re.compile(r"^[ \t]*Answer:[ \t]*(.*)$", re.MULTILINE)
 
 
+MARKS = ("?", "\uff1f", "\u061f")
+"""What a question ends in: Latin, full-width and Arabic question marks."""
+
+
 def cot_prompt(question: str) -> str:
     """`question` after the shots of G.1, up to "Thoughts:"."""
     return f"{COT_PROMPT}\n\nQuestion: {question}\nThoughts:"
@@ -71,8 +75,8 @@ def single_hop_prompt(question: str) -> str:
 
 
 def direct_prompt(question: str) -> str:
-    """A text that ends in "?" as a question without shots; any other is a cloze and stays."""
-    return f"Question: {question}\nAnswer:" if question.rstrip().endswith("?") else question
+    """A text that ends in a question mark as a question without shots; any other is a cloze and stays."""
+    return f"Question: {question}\nAnswer:" if question.rstrip().endswith(MARKS) else question
 
 
 def parse_cot_answer(text: str) -> str:

@@ -47,7 +47,9 @@ def keep(path: Path, tensors: Mapping[str, Tensor], *, of: str | None = None) ->
     try:
         save_tensors(path, tensors, None if of is None else {"of": of})
     except OSError as error:
-        log.warning("%s cannot be kept (%s): it will be made again each time", path.parent, error.strerror)
+        log.warning(
+            "%s cannot be kept (%s): it will be made again each time", path.parent, error.strerror or error
+        )
 
 
 def kept_or_made(

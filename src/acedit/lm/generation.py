@@ -2,10 +2,11 @@
 
     greedy(lm, prompts, max_new_tokens=32, stop=["\\n"])          # one continuation a prompt
 
-What all prompts start with is run once (the few-shot prompt of appendix G.1 is 1,700 tokens), rows of like
-length go together, and rows that have ended are let go.
+What all prompts start with (the few-shot prompt of appendix G.1) is run once, rows of like length go
+together, and rows that have ended are let go.
 
-Footguns: every knob of decoding is set here, a checkpoint's generation_config gives only its end tokens.
+Footguns: a checkpoint's generation_config has a say in where texts end and in tokens that it suppresses or
+forces, in nothing else.
 """
 
 import copy
@@ -150,6 +151,8 @@ def _continue(
             top_k=50,
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
+            min_new_tokens=0,
+            use_cache=True,
             eos_token_id=eos,
             pad_token_id=lm.tokens.pad,
             stopping_criteria=StoppingCriteriaList([stopper]),

@@ -63,9 +63,9 @@ class Tokens:
 
     @property
     def pad(self) -> int:
-        """The token that padding is made of: the tokenizer's own, or its end of text, or token 0."""
-        tokenizer = self._tokenizer
-        return int(next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None))
+        """What padding is made of: the tokenizer's own token if the model has it, its end of text, or 0."""
+        named = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
+        return int(next(t for t in named if t is not None and 0 <= t < self._known))
 
     def of(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the tokenizer's own special tokens.
