@@ -11,6 +11,7 @@ import argparse
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -316,12 +317,13 @@ def _show(args: argparse.Namespace) -> None:
     best.sort(key=lambda m: m.removesuffix("-cot") == "ace")
     if len(best) > 1 and not rows.steps:
         against = {f"{best[-1]} - {m}": m for m in best[:-1]}
-        found["paired"] = comparison(
-            f"Differences (% points), {rows.fewest.together}: {best[-1]} less each other method",
+        table = comparison(
+            f"Differences (% points): {best[-1]} less each other method",
             {name: rows.fewest.of(best[-1]) for name in against},
             {name: rows.fewest.of(m) for name, m in against.items()},
             rows.cases,
         )
+        found["paired"] = replace(table, notes=(*table.notes, rows.fewest.together))
     for table in found.values():
         print(f"\n{table.title}\n" + _laid_out(table))
     faults = _say_faults(args.folders[0])

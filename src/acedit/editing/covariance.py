@@ -9,10 +9,12 @@ any of these never meets an old file. Sums are float32 over a few batches and fl
 
 Footguns: uncentred. Of the unedited model: patches that are on come off while it is taken. C stays on the
 CPU, memory-mapped: move the layer at hand. While the text is read it is 8 bytes × N² a layer, and 4 more on
-the layer's device: 1.2 and 0.6 GB for Qwen3-8B's N = 12,288, whose 36 layers are read in four passes.
+the layer's device: 1.2 and 0.6 GB for Qwen3-8B's N = 12,288, whose 36 layers are read in four passes. Every
+other text is another set of files, which stay until they are removed by hand.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -33,6 +35,9 @@ TEXT_READ = "windows of text read for the keys' covariance, once a model and tex
 WINDOWS = 10_000
 ROOM = 2**34  # bytes, of sums that are taken together
 WINDOW_TOKENS = 128
+LARGE = 2**30  # bytes on disk that are told of
+
+log = logging.getLogger("acedit")
 
 
 @torch.no_grad()
@@ -59,6 +64,9 @@ def covariances(
     folder = cache_dir or default_cache()
     found = {layer: _kept(_file(folder, key, layer)) for layer in layers}
     missing = [layer for layer, c in found.items() if c is None]
+    size = len(missing) * 4 * lm.n_neurons**2
+    if size > LARGE:
+        log.warning("%.0f GB of key covariances of this model and text go to %s", size / 1e9, folder)
     for some in _groups(lm, missing):
         with patches_off(lm):
             made = _sums(lm, rows, some, batch_windows, progress)
