@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from acedit.errors import UserError
+from acedit.knowledge.compose import Prompt
 from acedit.lm.model import LanguageModel
 from tests.tiny import byte_tokenizer, metaspace_tokenizer, tiny_lm, tiny_model
 
@@ -152,3 +153,15 @@ def test_padding_is_a_token_that_the_model_has() -> None:
     assert tokenizer.pad_token_id == known
     assert int(lm.encode(["Bo", "Bo Ray is"]).input_ids.max()) < known
     assert lm.logits(["Bo", "Bo Ray is"]).shape == (2, known)
+
+
+def test_no_space_stands_before_a_script_that_has_none() -> None:
+    lm = tiny_lm("llama")
+    lima = "\u5229\u9a6c"
+    assert lm.token_ids(lima) == lm.tokenizer(lima, add_special_tokens=False)["input_ids"]
+    assert lm.token_ids(f" {lima}") == lm.token_ids(lima)
+    assert lm.token_ids("Lima") == lm.tokenizer(" Lima", add_special_tokens=False)["input_ids"]
+    assert Prompt("{}\u7684\u9996\u90fd\u662f", "\u79d8\u9c81", lima, "single", 0).whole.endswith(
+        f"\u662f{lima}"
+    )
+    assert Prompt("The capital of {} is", "Peru", "Lima", "single", 0).whole.endswith("is Lima")

@@ -30,6 +30,7 @@ from itertools import zip_longest
 from typing import Literal, TypeVar
 
 from acedit.knowledge.facts import Edit, Fact
+from acedit.knowledge.prompts import space_before
 from acedit.knowledge.relations import Relation
 
 T = TypeVar("T")
@@ -150,7 +151,7 @@ class Prompt:
     @property
     def whole(self) -> str:
         """The filled template and the answer."""
-        return f"{self.text} {self.answer}"
+        return f"{self.text}{space_before(self.answer)}{self.answer}"
 
     @property
     def form(self) -> Literal["cloze", "question", "thoughts"]:

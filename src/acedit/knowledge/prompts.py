@@ -11,6 +11,7 @@ there in the form of the shots before it, which is what the shots teach.
 """
 
 import re
+import unicodedata
 
 COT_PROMPT = """\
 Question: What is the capital of the country where Plainfield Town Hall is located?
@@ -60,6 +61,9 @@ COT_STOP = re.compile(r"\nQuestion:|^[ \t]*Answer:[^\n]*(\n)", re.MULTILINE)
 _ANSWER_LINE = re.compile(r"^[ \t]*Answer:[ \t]*(.*)$", re.MULTILINE)
 
 
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+"""How Unicode names the letters of scripts without spaces between words."""
+
 MARKS = ("?", "\uff1f", "\u061f")
 """What a question ends in: Latin, full-width and Arabic question marks."""
 
@@ -77,6 +81,12 @@ def single_hop_prompt(question: str) -> str:
 def direct_prompt(question: str) -> str:
     """A text that ends in a question mark as a question without shots; any other is a cloze and stays."""
     return f"Question: {question}\nAnswer:" if question.rstrip().endswith(MARKS) else question
+
+
+def space_before(text: str) -> str:
+    """What stands between a prompt and what follows it: a space, but in scripts that put none between words."""
+    first = unicodedata.name(text[:1], "") if text else ""
+    return "" if first.startswith(UNSPACED) else " "
 
 
 def parse_cot_answer(text: str) -> str:

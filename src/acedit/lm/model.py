@@ -423,7 +423,7 @@ class LanguageModel:
         """
         return self.tokens.find_subject(template, subject)
 
-    def token_ids(self, text: str, *, leading_space: bool = True) -> list[int]:
+    def token_ids(self, text: str, *, leading_space: bool | None = None) -> list[int]:
         """Tokens of `text` as they follow a prompt, without special tokens; see `Tokens.following`."""
         return self.tokens.following(text, leading_space=leading_space)
 

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from acedit.errors import UserError
+from acedit.knowledge.prompts import space_before
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,17 @@ class Tokens:
             mask[i, where] = 1
         return Encoded(ids, mask)
 
-    def following(self, text: str, *, leading_space: bool = True) -> list[int]:
+    def following(self, text: str, *, leading_space: bool | None = None) -> list[int]:
         """Tokens of `text` as they follow a prompt, without special tokens.
 
-        leading_space: whether a space stands between prompt and text. The tokens are those that
+        leading_space: whether a space stands between prompt and text (None: as its script has it). The tokens are those that
         come after a stand-in prompt, since many tokenizers treat a text's start as a word's start.
 
         Raises `UserError` for an empty text.
         """
+        if leading_space is None:
+            text = text.strip()
+            leading_space = space_before(text) == " "
         text = text.strip() if leading_space else text
         if not text:
             raise UserError("an answer is empty")
