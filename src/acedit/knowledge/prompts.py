@@ -84,7 +84,7 @@ def direct_prompt(question: str) -> str:
 
 
 def space_before(text: str) -> str:
-    """What stands between a prompt and what follows it: a space, but in scripts that put none between words."""
+    """What stands between a prompt and `text`: a space, but in scripts that put none between words."""
     first = unicodedata.name(text[:1], "") if text else ""
     return "" if first.startswith(UNSPACED) else " "
 

@@ -106,8 +106,9 @@ class Tokens:
     def following(self, text: str, *, leading_space: bool | None = None) -> list[int]:
         """Tokens of `text` as they follow a prompt, without special tokens.
 
-        leading_space: whether a space stands between prompt and text (None: as its script has it). The tokens are those that
-        come after a stand-in prompt, since many tokenizers treat a text's start as a word's start.
+        leading_space: whether a space stands between prompt and text (None: as its script has it). The
+        tokens are those that come after a stand-in prompt, since many tokenizers treat a text's start as a
+        word's start.
 
         Raises `UserError` for an empty text.
         """
