@@ -310,8 +310,8 @@ def test_the_same_cases_are_edited_by_several_numbers_at_once(
     assert rows.at(2).of("memit") == alone.of("memit")
     found = tables.all_tables(rows)
     assert found["table3"] == tables.all_tables(alone)["table3"]
-    assert [row[:2] for row in found["at_once"].rows] == [("memit", "2"), ("memit", "3")]
-    assert {row["cases"] for row in tables.degradation(rows)} == {2, 3}
+    assert [row[:2] for row in found["at_once"].rows] == [("memit", "1 to 2"), ("memit", "3")]
+    assert {row["cases"] for row in tables.degradation(rows)} == {1.5, 3}
     assert tables.degradation(alone) == []
 
 
