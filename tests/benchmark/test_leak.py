@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acedit.benchmark.evaluate import merged_edits, shared_plan
-from acedit.benchmark.leak import LeakError, check, clear_of, scored_texts, starts, unscored_edits
+from acedit.benchmark.leak import LeakError, check, clear_of, scored_texts, starts
 from acedit.benchmark.ripple import Query, RippleCase, RippleTest
 from acedit.editing.methods import method
 from acedit.knowledge.compose import Composer, Prompt, Wordings
@@ -121,9 +121,8 @@ def test_a_scored_wording_is_in_no_relation() -> None:
     edit = replace(edit, relation=worded)
     case = replace(case, edits=(edit,), paraphrases=((cloze, question, edit.prompt),))
     known = [Fact("Person 1", worded, "Peru")]
-    for relation in (
-        unscored_edits([edit], [case])[0].relation, clear_of([case], known)["known"][0].relation
-    ):  # fmt: skip
+    clear = clear_of([case], [edit], known)
+    for relation in (clear["edits"][0].relation, clear["known"][0].relation):
         assert cloze not in relation.prompts and question not in relation.questions
         assert relation.prompt == edit.prompt  # what it is written on stays
         assert relation.questions

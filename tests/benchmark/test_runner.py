@@ -68,10 +68,9 @@ def test_a_preset_is_for_its_own_model(
     published = replace(job, preset="gpt-j")
     with pytest.raises(UserError, match="preset 'gpt-j' is for 28 layers"):
         run(published, cases, METHODS, folder=tmp_path, lm=lm)
-    fitting = replace(job, preset="gpt-j")
     monkeypatch.setattr(Preset, "fitted", lambda _, __, method: (job.plan, method))
     with pytest.raises(UserError, match="ranks no layers"):
-        run(fitting, cases, [method("ace-paper").skipping(query=1)], folder=tmp_path, lm=lm)
+        run(published, cases, [method("ace-paper").skipping(query=1)], folder=tmp_path, lm=lm)
     plain, with_preset = (
         items_of(one, lm.fingerprint, [tuple(cases)], METHODS, at_once=None) for one in (job, published)
     )

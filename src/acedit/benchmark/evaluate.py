@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 from acedit.attribution.plan import Plan
-from acedit.benchmark.leak import check, clear_of, unscored_edits
+from acedit.benchmark.leak import check, clear_of
 from acedit.benchmark.ripple import RippleCase
 from acedit.benchmark.score import Record, Scorer, summarise
 from acedit.editing.edit import edit
@@ -74,9 +74,8 @@ def shared_plan(
 ) -> Plan:
     """One plan for every batch, from the first edits of all cases (at most `PLANNED`)."""
     edits = list({edit.key: edit for case in cases for edit in case.edits}.values())[:PLANNED]
-    edits = unscored_edits(edits, cases)
-    prompts = Composer(edits, **clear_of(cases, known), seed=seed).prompts()
-    return find_plan(lm, edits, prompts, ranked=True)
+    clear = clear_of(cases, edits, known)
+    return find_plan(lm, clear["edits"], Composer(**clear, seed=seed).prompts(), ranked=True)
 
 
 def run_method(
@@ -142,8 +141,7 @@ def edit_cases(
     began = perf_counter()
     patch = edit(
         lm,
-        unscored_edits(merged_edits(cases), scored),
-        **clear_of(scored, known),
+        **clear_of(scored, merged_edits(cases), known),
         method=method,
         plan=plan,
         seed=seed,

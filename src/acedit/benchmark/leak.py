@@ -1,25 +1,26 @@
 """The leak rule: what makes an edit never sees what scores it.
 
-    clear = clear_of(cases, facts)                  # edit's known, exclude and avoid
-    edit(lm, unscored_edits(edits, cases), **clear, watch=lambda prompts: check(prompts, cases))
+    clear = clear_of(cases, edits, facts)           # edit's edits, known, exclude and avoid
+    edit(lm, **clear, watch=lambda prompts: check(prompts, cases))
 
-`clear_of` and `unscored_edits` keep the rule, `check` is the alarm: it raises before anything is written. A
-prompt breaks the rule if it or its answer holds a scored question or wording (from the start of a sentence
-on), or if it starts from an entity that a scored question starts from (the edited subjects' own prompts
-aside).
+`clear_of` keeps the rule, `check` is the alarm: it raises before anything is written. A prompt
+breaks the rule if it or its answer holds a scored question or wording (from the start of a sentence on), or
+if it starts from an entity that a scored question starts from (the edited subjects' own prompts aside).
 Facts that specificity is measured on are kept out where prompts are made (`compose.reserved`).
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from acedit.benchmark.ripple import RippleCase
 from acedit.knowledge.compose import Prompt, Wordings
 from acedit.knowledge.facts import Case, Edit, Fact
 from acedit.knowledge.relations import Relation
+
+T = TypeVar("T", Fact, Edit)
 
 
 class LeakError(RuntimeError):
@@ -52,32 +53,22 @@ def scored_texts(cases: Sequence[Case | RippleCase]) -> set[str]:
     return {text for case in cases for text in case.scored_texts}
 
 
-def without_scored(known: Sequence[Fact], cases: Sequence[Case | RippleCase]) -> list[Fact]:
-    """`known`, their relations without the wordings that score an edit, whoever they are asked of."""
-    scored = _scored_wordings(cases)
-    return [replace(fact, relation=_unscored(fact.relation, scored)) for fact in known]
+def without_scored(of: Sequence[T], cases: Sequence[Case | RippleCase]) -> list[T]:
+    """Facts or edits, their relations without the wordings that score an edit, whoever they are asked of.
 
-
-def unscored_edits(edits: Sequence[Edit], cases: Sequence[Case | RippleCase]) -> list[Edit]:
-    """`edits`, their relations without the wordings that score an edit: they word chains and kin too."""
-    scored = _scored_wordings(cases)
-    return [replace(edit, relation=_unscored(edit.relation, scored)) for edit in edits]
-
-
-def _scored_wordings(cases: Sequence[Case | RippleCase]) -> Mapping[str, set[str]]:
-    """By relation id the templates that an edit is scored in."""
+    An edit's own relation words what leads to it and its kin, too.
+    """
     scored: dict[str, set[str]] = defaultdict(set)
     for case in cases:
         if isinstance(case, Case):
             for edit, wordings in zip(case.edits, case.paraphrases, strict=True):
                 scored[edit.relation.id].update(wordings)
-    return scored
+    return [replace(one, relation=_unscored(one.relation, scored.get(one.relation.id, set()))) for one in of]
 
 
-def _unscored(relation: Relation, scored: Mapping[str, set[str]]) -> Relation:
-    """Without scored wordings, but for the first prompt, which a fact is written on."""
-    barred = scored.get(relation.id, set())
-    if barred.isdisjoint(relation.questions) and barred.isdisjoint(relation.prompts[1:]):
+def _unscored(relation: Relation, barred: set[str]) -> Relation:
+    """Without the wordings barred, but for the first prompt, which a fact is written on."""
+    if not barred:
         return relation
     first, *others = relation.prompts
     return replace(
@@ -90,14 +81,16 @@ def _unscored(relation: Relation, scored: Mapping[str, set[str]]) -> Relation:
 class Clear(TypedDict):
     """What `edit` takes that keeps it clear of cases."""
 
+    edits: list[Edit]
     known: list[Fact]
     exclude: set[str]
     avoid: set[str]
 
 
-def clear_of(cases: Sequence[Case | RippleCase], known: Sequence[Fact]) -> Clear:
-    """`known` facts, excluded entities and texts to avoid, for an edit that `cases` score."""
+def clear_of(cases: Sequence[Case | RippleCase], edits: Sequence[Edit], known: Sequence[Fact]) -> Clear:
+    """`edits`, `known` facts, excluded entities and texts to avoid, for an edit that `cases` score."""
     return {
+        "edits": without_scored(edits, cases),
         "known": without_scored(known, cases),
         "exclude": starts(cases, known),
         "avoid": scored_texts(cases),

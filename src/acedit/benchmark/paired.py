@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from acedit.benchmark.layouts import Table
 from acedit.benchmark.ripple import AXES
 from acedit.benchmark.rows import SPECIFICITY, picked
-from acedit.benchmark.score import Record
+from acedit.benchmark.score import Record, least_share
 
 
 def paired(
@@ -53,12 +53,12 @@ def paired_mean(
     picks = np.random.default_rng(seed).integers(0, len(cases), (draws, len(cases)))
     drawn = np.stack([np.bincount(pick, minlength=len(cases)) for pick in picks], axis=1)
     with np.errstate(invalid="ignore"):  # a draw may hold no case of a part
-        shares = (sums @ drawn) / (sizes @ drawn)
-    low, high = np.nanpercentile((shares[:, 0] - shares[:, 1]).mean(0), [2.5, 97.5])
+        drawn_shares = (sums @ drawn) / (sizes @ drawn)
+    low, high = np.nanpercentile((drawn_shares[:, 0] - drawn_shares[:, 1]).mean(0), [2.5, 97.5])
     shares = sums.sum(-1) / sizes.sum(-1)
     value = float((shares[:, 0] - shares[:, 1]).mean())
     if high - low < 1e-12:
-        missed = 1 - 0.025 ** (1 / len(cases))
+        missed = 1 - least_share(len(cases))
         low, high = value - missed * (value + 1), value + missed * (1 - value)
     return {"value": value, "low": float(low), "high": float(high), "n": len(cases)}
 

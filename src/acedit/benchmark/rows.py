@@ -53,8 +53,8 @@ class Rows:
         facts = [outcome.facts for _, outcome in self.units if outcome.facts]
         if self.at_once in ((), (1,)) or not facts:
             return "each case edited by itself"
-        counts = " to ".join(map(str, sorted({min(facts), max(facts)})))
-        return f"{counts} facts are in the model at a time; how many there are in the paper's it does not say"
+        said = f"{span(facts)} facts are in the model at a time"
+        return f"{said}; how many there are in the paper's it does not say"
 
     def of(self, method: str, step: int | None = None) -> list[Record]:
         """The records of a method, all units together, or those of one step of its sequence."""
@@ -139,6 +139,11 @@ def joined(runs: Mapping[str, Rows]) -> Rows:
         records={key: records for rows in every for key, records in rows.records.items()},
         notes=tuple(dict.fromkeys(note for rows in every for note in rows.notes)),
     )
+
+
+def span(numbers: Sequence[int]) -> str:
+    """The least and the most of them, in words; one number where all are alike."""
+    return " to ".join(map(str, sorted({min(numbers), max(numbers)})))
 
 
 def picked(records: Sequence[Record], metrics: Sequence[str]) -> list[Record]:

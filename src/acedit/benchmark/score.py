@@ -476,6 +476,12 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
+def least_share(n: int) -> float:
+    """The lower end of Clopper and Pearson's exact 95% interval for what all of n cases show."""
+    share: float = 0.025 ** (1 / n)
+    return share
+
+
 def interval(records: Sequence[Record], seed: int, draws: int = 1000) -> tuple[float, float]:
     """The 2.5th and 97.5th percentile of the mean, cases drawn with replacement.
 
@@ -490,7 +496,7 @@ def interval(records: Sequence[Record], seed: int, draws: int = 1000) -> tuple[f
     total = np.array([sum(v) for v in by_case.values()])
     count = np.array([len(v) for v in by_case.values()])
     if total.sum() in (0, count.sum()):
-        edge = 0.025 ** (1 / len(total))
+        edge = least_share(len(total))
         return (edge, 1.0) if total.sum() else (0.0, 1 - edge)
     picks = np.random.default_rng(seed).integers(0, len(total), (draws, len(total)))
     means = total[picks].sum(1) / count[picks].sum(1)

@@ -18,9 +18,9 @@ from typing import Any
 
 from acedit.benchmark.layouts import Table
 from acedit.benchmark.ripple import AXES
-from acedit.benchmark.rows import SPECIFICITY, Rows, picked
+from acedit.benchmark.rows import SPECIFICITY, Rows, picked, span
 from acedit.benchmark.score import Record, summarise
-from acedit.editing.methods import methods
+from acedit.editing.methods import methods, unprimed
 
 PAPER2: Mapping[str, tuple[str, ...]] = {
     "base": ("98.42 / 99.17", "99.7 / 99.81", "95.48 / 97.46", "97.51 / 98.14", "97.23 / 97.64"),
@@ -53,13 +53,6 @@ PAPER4: Mapping[tuple[int, int], tuple[str, str, str, str]] = {
 IN_PAPER = {"ace-paper": "ace", "ace-paper-hops": "ace"}
 """What the paper calls a method, where it is another name."""
 
-
-def in_paper(method: str) -> str:
-    """What the paper calls a method. Its own edit prompts are primed (section 6.2), without a name for it."""
-    plain = method.removesuffix("-cot")
-    return IN_PAPER.get(plain, plain)
-
-
 CURVES = (
     "efficacy", "paraphrase", *SPECIFICITY, "specificity_chain", "explicit", "middle", "implicit", "mixed",
     "direct", "cot", "subset", *dict.fromkeys(AXES.values()),
@@ -80,6 +73,11 @@ def cell(records: Sequence[Record]) -> str:
         return "–"
     low, high = 100 * row["low"], 100 * row["high"]
     return f"{100 * row['value']:.1f} [{low:.1f}, {high:.1f}] ({row['n']:.0f})"
+
+
+def in_paper(method: str) -> str:
+    """What the paper calls a method. Its own edit prompts are primed (section 6.2), without a name for it."""
+    return IN_PAPER.get(unprimed(method), unprimed(method))
 
 
 def editors(rows: Rows) -> list[str]:
@@ -172,7 +170,7 @@ def table4(rows: Rows) -> Table:
 def _skips(name: str) -> tuple[str, int, int] | None:
     """The whole method, and how many query and value layers `Method.skipping` named `name` leaves out."""
     whole, mark, said = name.partition("-skip-")
-    if not mark or whole.removesuffix("-cot") not in methods():
+    if not mark or unprimed(whole) not in methods():
         return None
     count = {part[0]: int(part[1:]) for part in said.split("-")}
     return whole, count.get("q", 0), count.get("v", 0)
@@ -317,17 +315,16 @@ def _growing(rows: Rows) -> list[tuple[str, float, Rows]]:
     for n in rows.at_once:
         some = rows.at(n)
         sizes = [len(unit.cases) for unit, _ in some.units]
-        said = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
-        growing.append((said, sum(sizes) / len(sizes), some))
+        growing.append((span(sizes), sum(sizes) / len(sizes), some))
     return growing
 
 
 def degradation(rows: Rows) -> list[dict[str, Any]]:
     """Of a sequence, or of several numbers of cases at once: method, cases edited, metric and value, for a
     table and a plot."""
-    found = []
+    found, growing = [], _growing(rows)
     for method in editors(rows):
-        for _, cases, some in _growing(rows):
+        for _, cases, some in growing:
             records = some.of(method)
             for metric in CURVES:
                 row = _share(picked(records, [metric]))
@@ -347,7 +344,8 @@ def at_once(rows: Rows) -> Table:
 
 
 def _by_cases(rows: Rows, title: str, what: str) -> Table:
-    scored = [(m, said, some.of(m), some) for m in editors(rows) for said, _, some in _growing(rows)]
+    growing = _growing(rows)
+    scored = [(m, said, some.of(m), some) for m in editors(rows) for said, _, some in growing]
     asked = {record.metric for _, _, records, _ in scored for record in records}
     columns = [metric for metric in CURVES if metric in asked]
     body = [

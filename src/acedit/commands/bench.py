@@ -309,12 +309,13 @@ def _rows(folders: "Sequence[str]") -> "Rows":
 def _show(args: argparse.Namespace) -> None:
     from acedit.benchmark import tables
     from acedit.benchmark.paired import comparison
+    from acedit.editing.methods import unprimed
 
     check_outputs(args)
     rows = _rows(args.folders)
     found = {**tables.all_tables(rows), "costs": tables.costs(rows.fewest)}
     best = [m for m in tables.editors(rows) if "-skip-" not in m]
-    best.sort(key=lambda m: m.removesuffix("-cot") == "ace")
+    best.sort(key=lambda m: unprimed(m) == "ace")
     if len(best) > 1 and not rows.steps:
         against = {f"{best[-1]} - {m}": m for m in best[:-1]}
         table = comparison(

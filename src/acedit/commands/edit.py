@@ -65,7 +65,7 @@ def _edit(args: argparse.Namespace) -> None:
     told, text = read_edits_file(args.edits), given_text(args.text)
     edits, known = told.edits, [*told.facts, *given_facts(args.facts)]
     check_outputs(args)
-    from acedit.benchmark.leak import clear_of, unscored_edits
+    from acedit.benchmark.leak import clear_of
     from acedit.editing.methods import method
 
     chosen = method(args.method).skipping(query=args.skip_query, value=args.skip_value)
@@ -90,17 +90,16 @@ def _edit(args: argparse.Namespace) -> None:
         plan, chosen = preset(args.preset).fitted(lm, chosen)
     if told.cases:
         progress.say("the edits come in cases: no prompt starts where one of their questions does, or is one")
-    edits, clear = unscored_edits(edits, told.cases), clear_of(told.cases, known)
+    clear = clear_of(told.cases, edits, known)
     clear["exclude"].update(args.exclude)
     began = time.monotonic()
     if args.screen:
         from acedit.editing.plan import locate
 
         how = {"seed": args.seed, "text": text, "progress": progress.count}
-        plan = locate(lm, edits, **clear, top=1, screen=True, **how).plan
+        plan = locate(lm, **clear, top=1, screen=True, **how).plan
     patch = edit(
         lm,
-        edits,
         **clear,
         method=chosen,
         plan=plan,

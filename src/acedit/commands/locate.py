@@ -58,14 +58,12 @@ def _locate(args: argparse.Namespace) -> None:
     if not known:
         progress.say("no known facts given: looking with single-hop prompts only")
     progress.say(f"attributing {len(edits)} edits over {lm.n_layers} layers")
-    from acedit.benchmark.leak import Clear, clear_of, unscored_edits
+    from acedit.benchmark.leak import Clear, clear_of
 
-    clear: Clear = {"known": known, "exclude": set(), "avoid": set()}
+    clear: Clear = {"edits": edits, "known": known, "exclude": set(), "avoid": set()}
     if args.screen and told.cases:  # trial edits are edits
-        edits, clear = unscored_edits(edits, told.cases), clear_of(told.cases, known)
-    where = locate(
-        lm, edits, **clear, top=args.top, seed=args.seed, screen=args.screen, progress=progress.count
-    )
+        clear = clear_of(told.cases, edits, known)
+    where = locate(lm, **clear, top=args.top, seed=args.seed, screen=args.screen, progress=progress.count)
     print("Layers\n" + text.layer_bars(where.layers, where.plan))
     for stage, reason in where.plan.reason.items():
         print(f"  {stage}: {reason}")

@@ -124,7 +124,11 @@ class Batch:
 
     def logits(self, lm: LanguageModel) -> Float[Tensor, "t vocab"]:
         """What the model as it stands says where answers are read: one pass, float32 at least."""
-        return lm.head_logits(self.at_answers(lm.run_backbone(self.encoded)))
+        return lm.head_logits(self.normed(lm))
+
+    def normed(self, lm: LanguageModel) -> Float[Tensor, "t d_model"]:
+        """What those logits are read from: the final-normed streams, one pass."""
+        return self.at_answers(lm.run_backbone(self.encoded))
 
     def nll(self, logits: Float[Tensor, "t vocab"]) -> Float[Tensor, " rows"]:
         """Mean negative log-likelihood of each row's answer, nats a token."""

@@ -386,9 +386,9 @@ def _targets(
     for stage in stages:
         rows = [p for p in prompts if p.kind in stage.kinds]
         layers = _layers(stage, plan, chosen)
+        if not rows:
+            tell(f"{stage.name} stage: no prompt for it, it writes nothing")
         if not rows or not layers:
-            if not rows:
-                tell(f"{stage.name} stage: no prompt for it, it writes nothing")
             continue
         tell(f"{stage.name} stage: v* for {len({p.edit for p in rows})} edits at layer {layers[-1]}")
         batches = tuple(split(lm, rows))

@@ -366,9 +366,9 @@ def _reader(lm: LanguageModel, active: Mapping[str, Patch]) -> Reader | None:
     if not told:
         return None
     # Methods are a file above; only a patch that tells something needs to know them.
-    from acedit.editing.methods import method
+    from acedit.editing.methods import method, unprimed
 
-    names = sorted({method(patch.method.removesuffix("-cot")).reader for patch in told})
+    names = sorted({method(unprimed(patch.method)).reader for patch in told})
     if len(names) > 1 or not names[0]:
         found = ", ".join(sorted({repr(patch.method) for patch in told}))
         raise UserError(f"patches by {found} cannot be on together: one reader answers a prompt")

@@ -60,7 +60,7 @@ class Rows:
         with torch.no_grad():
             for group in self.together(torch.nonzero(self.kept)[:, 0]):
                 batch, place = self._picked(group)
-                normed = batch.at_answers(lm.run_backbone(batch.encoded))
+                normed = batch.normed(lm)
                 self._before[place] = self._said(normed) if self._whole else normed
 
     def __len__(self) -> int:
@@ -87,7 +87,7 @@ class Rows:
     def losses(self, group: Int[Tensor, " picked"]) -> Float[Tensor, " picked"]:
         """NLL of the answer, or for kept rows KL from the unedited model, nats a token; rows ascend."""
         batch, place = self._picked(group)
-        said = batch.logits(self._lm).log_softmax(-1)
+        said = self._said(batch.normed(self._lm))
         token = F.nll_loss(said, batch.answer_ids, reduction="none")
         held = place >= 0
         if held.any():

@@ -561,7 +561,7 @@ class LanguageModel:
     def answer(self, question: str, *, cot: bool = False, max_new_tokens: int | None = None) -> str:
         """Greedy answer to one question.
 
-        A text that ends in "?" is asked as "Question: ... Answer:", any other is continued as a
+        A text that ends in a question mark is asked as "Question: ... Answer:", any other is continued as a
         cloze. cot=True asks under the paper's few-shot chain-of-thought prompt (appendix G.1) and
         returns what stands on its "Answer:" line, "" if the model never gets to one.
         """

@@ -83,14 +83,14 @@ class Suffix:
 
         with torch.no_grad():
             past = lm.remember(encoded.input_ids[:, :start]) if start else None
-        if past is not None:
-            past.batch_repeat_interleave(copies)
+        rest = Encoded(encoded.input_ids[:, start:], encoded.attention_mask[:, start:])
+        if copies > 1:
+            rows = torch.arange(len(rest), device=rest.input_ids.device)
+            rest = rest.rows(rows.repeat_interleave(copies))
+            if past is not None:
+                past.batch_repeat_interleave(copies)
         earlier: Any = [] if past is None else past.layers[layer:]
         kept = _Kept({layer + i: (each.keys, each.values) for i, each in enumerate(earlier)})
-        rest = Encoded(
-            encoded.input_ids[:, start:].repeat_interleave(copies, 0),
-            encoded.attention_mask[:, start:].repeat_interleave(copies, 0),
-        )
         handles: list[Any] = [
             lm.block(above).register_forward_pre_hook(record, with_kwargs=True)
             for above in range(layer, lm.n_layers)

@@ -10,7 +10,7 @@ from functools import cache
 from importlib import import_module
 from types import MappingProxyType
 
-from acedit.editing.methods.method import Method
+from acedit.editing.methods.method import Method, unprimed
 from acedit.errors import UserError
 
 _MODULES = (
@@ -38,4 +38,4 @@ def method(name: str) -> Method:
     return methods()[name]
 
 
-__all__ = ["Method", "method", "methods"]
+__all__ = ["Method", "method", "methods", "unprimed"]

@@ -12,6 +12,13 @@ from acedit.knowledge.compose import Amounts, Kind
 
 Form = Literal["ridge", "equality", "null"]
 
+PRIMED = "-cot"  # ends the name of a method with primed prompts
+
+
+def unprimed(name: str) -> str:
+    """A method's name without what `Method.with_cot_prompts` puts to it."""
+    return name.removesuffix(PRIMED)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -85,7 +92,9 @@ class Method:
         """
         if self.reader:
             raise UserError(f"method {self.name!r} has no edit prompts to prime: leave --cot-prompts out")
-        return replace(self, name=f"{self.name}-cot", summary=f"{self.summary}; primed prompts", primed=True)
+        return replace(
+            self, name=f"{self.name}{PRIMED}", summary=f"{self.summary}; primed prompts", primed=True
+        )
 
     def leaving_out(self, share: float) -> "Method":
         """This method, by the same name, with no prompt of a share of second relations (`Amounts`)."""
