@@ -418,7 +418,6 @@ def test_a_notice_is_said_once(run: Run, patch_dir: Path, monkeypatch: pytest.Mo
 
 def test_options_that_would_do_nothing(fails: Callable[..., str], edits_file: Path, tmp_path: Path) -> None:
     cases = written(tmp_path / "cases.json", make_cases(build_world(), seed=0, n=1))
-    assert "--batch is for editing" in fails("evaluate", "bundled", cases, "--batch", 3)
     assert "--draw is of the page" in fails("locate", "bundled", edits_file, "--draw", 3)
     run = ("bench", "--out", tmp_path / "run")
     assert "--pool is of fresh cases" in fails(*run, "--cases", cases, "--pool", "test")
@@ -664,6 +663,29 @@ def test_disk_full_while_a_checkpoint_is_saved(
     out = tmp_path / "edited"
     assert "No space left" in fails("patch", "apply", model_dir, patch_dir, "--out", out)
     assert not out.exists() and not list(tmp_path.glob(".edited*"))
+
+
+def test_disk_full_while_a_tokenizer_is_saved(
+    fails: Callable[..., str],
+    model_dir: Path,
+    patch_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+    out = tmp_path / "edited"
+    assert "No space left" in fails("patch", "apply", model_dir, patch_dir, "--out", out)
+    assert not out.exists() and not list(tmp_path.glob(".edited*"))
+
+
+def test_cases_and_their_facts_are_written_together(fails: Callable[..., str], tmp_path: Path) -> None:
+    out, blocked = written(tmp_path / "c.json", "old"), written(tmp_path / "file", "")
+    facts = ("--facts-out", blocked / "facts.json")
+    assert "cannot be written" in fails("world", "cases", "--n", 1, "--out", out, *facts)
+    assert out.read_text() == "old"
 
 
 def test_disk_full_while_json_is_written(

@@ -8,12 +8,12 @@ Values go through `acedit.plain` on their way into JSON.
 
 import json
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from acedit.errors import UserError
+from acedit.errors import UserError, first_line
 from acedit.knowledge.facts import Edit
 from acedit.plain import plain
 
@@ -42,7 +42,12 @@ def edit_rows(edits: Iterable[Edit]) -> list[dict[str, str]]:
 
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON. Raises as `write_text`."""
-    return write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+    return write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON, as files of ours hold it."""
+    return json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n"
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -56,25 +61,54 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     A pipe or a device is written to as it is, a link's target is what is replaced. Raises UserError where it
     cannot be written; what stood there before then still stands.
     """
-    path = Path(path)
-    special = path.exists() and not path.is_file() and not path.is_dir()
-    path = path.resolve() if path.is_symlink() and not special else path
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    return write_together({path: data})[0]
+
+
+def write_together(files: Mapping[str | Path, bytes]) -> list[Path]:
+    """Several files as `write_bytes`: all are written under temporary names before the first is moved."""
+    moves: list[tuple[Path, Path]] = []
+    written = []
+    path = Path()
     try:
-        if special:
-            path.write_bytes(data)
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
+        for name, data in files.items():
+            path = Path(name)
+            special = path.exists() and not path.is_file() and not path.is_dir()
+            path = path.resolve() if path.is_symlink() and not special else path
+            written.append(path)
+            if special:
+                path.write_bytes(data)
+                continue
+            partial = path.with_name(f".{path.name}-{os.getpid()}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            moves.append((partial, path))
+            partial.write_bytes(data)
+        for partial, path in moves:
+            partial.replace(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written: {error.strerror or error}; choose another place"
         ) from None
     finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return path
+        for partial, _ in moves:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+    return written
+
+
+@contextmanager
+def saving(path: str | Path) -> Iterator[None]:
+    """Around what libraries save: raises UserError naming `path` where the disk is full or refuses."""
+    try:
+        yield
+        return
+    except OSError as error:
+        wrong = error.strerror or str(error)
+    except Exception as error:
+        # safetensors and tokenizers raise errors of their own for what the system says.
+        wrong = first_line(error)
+        if "os error" not in wrong:
+            raise
+    raise UserError(f"{path}: cannot be written: {wrong}; choose another place")
 
 
 def check_writable(path: str | Path, *, folder: bool = False) -> Path:

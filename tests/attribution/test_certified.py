@@ -1,6 +1,7 @@
 """Certified scores against every neuron's distribution in float64: bounds hold, top-k is the same."""
 
 import re
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -278,8 +279,12 @@ def test_an_overflow_is_named() -> None:
             certified_top(LanguageModel(lm.model, lm.tokenizer), PROMPTS, ANSWERS, k=1)
 
 
-def test_chains_of_overlapping_intervals_are_ties() -> None:
-    """What overlaps its neighbour is unordered with all that the neighbour is unordered with."""
+CHAIN = [(0.6, 0.8), (0.9, 1.1), (0.75, 0.95), (2.0, 2.1)]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4))))
+def test_chains_of_overlapping_intervals_are_ties(order: tuple[int, ...]) -> None:
+    """A chain is reported whole; of its neurons none is left out for one that it is proven to beat."""
     lm = tiny_lm("qwen3")
     encoded, (at,) = readings(lm, PROMPTS[:1], ANSWERS[:1])
     where = _Readings(*(torch.tensor([x]) for x in (at.row, at.position, at.token, at.source)))
@@ -287,16 +292,20 @@ def test_chains_of_overlapping_intervals_are_ties() -> None:
     board.low.fill_(-9.0)
     board.high.fill_(-9.0)
     board.level.fill_(2)
-    for i, (low, high) in enumerate([(0.6, 0.8), (0.9, 1.1), (0.75, 0.95), (2.0, 2.1)]):
-        board.low[0, 0, i], board.high[0, 0, i] = low, high
-    ((two, *_),) = board.best(2, 1)
-    assert [n.index for n in two.neurons] == [3, 1]
-    assert two.ties == (((0, 1), (0, 2)),)
-    assert two.rest == pytest.approx(0.95)
-    ((three, *_),) = board.best(3, 1)
-    assert [n.index for n in three.neurons] == [3, 0, 1]
-    assert three.ties == (((0, 0), (0, 1), (0, 2)),)
-    assert three.rest == pytest.approx(0.95)
+    for i, one in enumerate(order):
+        board.low[0, 0, i], board.high[0, 0, i] = CHAIN[one]
+    # With two asked for, the second's low, 0.9, leaves 0 out.
+    chains = {k: tuple((0, i) for i, one in enumerate(order) if one not in out) for k, out in
+              ((2, (0, 3)), (3, (3,)))}  # fmt: skip
+    # 1 beats 0; nothing else of the three is proven, so the lowest index stands first.
+    first = min(1, 2, key=order.index)
+    expected = [3, first, min(0, 2, key=order.index) if first == 1 else 1]
+    for k in (2, 3):
+        ((found, *_),) = board.best(k, 1)
+        assert [order[n.index] for n in found.neurons] == expected[:k]
+        assert found.ties == (chains[k],)
+        left = {0, 1, 2} - set(expected[:k])
+        assert found.rest == pytest.approx(max(CHAIN[one][1] for one in left))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -401,15 +410,15 @@ def test_an_atlas_is_what_brute_force_says_and_resumes(
         assert bool((atlas.high[layer] >= logits.amax(1)).all())
         assert bool((atlas.low[layer] <= logits.amin(1)).all())
         assert torch.allclose(atlas.high[layer].double(), logits.amax(1), atol=1e-3)
-        assert torch.equal(atlas.top[layer, :, 0].long(), logits.argmax(1))
-        assert torch.equal(atlas.bottom[layer, :, 0].long(), logits.argmin(1))
+        assert torch.equal(atlas.top[layer][:, 0].long(), logits.argmax(1))
+        assert torch.equal(atlas.bottom[layer][:, 0].long(), logits.argmin(1))
     files = sorted(tmp_path.rglob("*.safetensors"))
     assert len(files) == lm.n_layers
     files[0].write_bytes(files[0].read_bytes()[:100])
     files[1].unlink()
     caplog.clear()
     again = build_atlas(lm, cache_dir=tmp_path)
-    assert torch.allclose(again.high, atlas.high, atol=1e-5)
+    assert torch.allclose(torch.stack(again.high), torch.stack(atlas.high), atol=1e-5)
     assert [f"{files[0]} is cut short or cannot be read: it is made again"] == caplog.messages
 
 
@@ -423,7 +432,7 @@ def test_an_atlas_of_another_model_is_said_and_made_again(
     (theirs,) = (tmp_path / "atlas").iterdir()
     theirs.rename(theirs.with_name(theirs.name.replace(other.fingerprint[:32], lm.fingerprint[:32])))
     found = build_atlas(lm, cache_dir=tmp_path)
-    assert torch.equal(found.high, true.high)
+    assert torch.equal(torch.stack(found.high), torch.stack(true.high))
     assert len(caplog.messages) == lm.n_layers
     assert all("is not of this model" in line for line in caplog.messages)
     caplog.clear()

@@ -23,6 +23,12 @@ from tests.tiny import tiny_lm
         ("|Team", None),
         ("Sure!\nSports|Team", None),
         ("", None),
+        ("Category: Sports|Team", None),
+        ("Sure, here it is: Sports|Team", None),
+        ("**Sports**|Team", None),
+        ("The main category of that is Sports | the sub is Team.", None),
+        ("[Main category]|[Subcategory]", None),
+        ("[Sports]|[Team of athletes]", Label("Sports", "Team of athletes")),
     ],
 )
 def test_only_the_asked_form_is_read(text: str, label: Label | None) -> None:
@@ -122,3 +128,18 @@ def test_a_key_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_local_model_can_annotate(tmp_path: Path) -> None:
     lm = tiny_lm("qwen3", max_position_embeddings=512)
     assert annotate(["one"], hf(lm), keep=tmp_path / "l", pause=lambda _: None) in ({},)
+
+
+def test_labels_cut_in_a_letter_or_of_another_form_are_asked_again(tmp_path: Path) -> None:
+    keep = tmp_path / "labels.jsonl"
+    who = Annotator("me", lambda _: "Löfven|Name")
+    annotate(["Who?"], who, keep=keep)
+    whole = keep.read_bytes()
+    keep.write_bytes(b'{"annotator": "me"}\n[1]\n' + whole[: whole.index("ö".encode()) + 1])
+    assert annotate(["Who?"], who, keep=keep) == {"Who?": Label("Löfven", "Name")}
+    assert annotate(["Who?"], Annotator("me", lambda _: ""), keep=keep) == {"Who?": Label("Löfven", "Name")}
+
+
+def test_a_key_that_no_header_can_hold_is_told() -> None:
+    with pytest.raises(UserError, match="OPENAI_API_KEY holds a line break"):
+        openai("m", key="abc\n")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 
-from acedit.editing.patch import LayerUpdate, NoWeightChange, Patch, PatchStack, place_of
+from acedit.editing.patch import LayerUpdate, NoWeightChange, Patch, PatchStack, _digest, place_of
 from acedit.errors import UserError
 from acedit.knowledge.facts import Edit
 from acedit.knowledge.relations import mquake
@@ -211,8 +212,38 @@ def test_a_cut_or_altered_file_is_refused(tmp_path: Path) -> None:
     record.write_text(json.dumps({**json.loads(text), "seed": 99}))
     with pytest.raises(UserError, match=r"patch\.json: was altered"):
         Patch.load(folder)
+    for broken in ("[" * 200_000, text.replace("{", '{"x": "\\ud800",', 1)):
+        record.write_text(broken)
+        with pytest.raises(UserError, match=r"patch\.json"):
+            Patch.load(folder)
+    for field, value in (("plan", None), ("place", {}), ("scores", {"efficacy": {}}), ("edits", [{}])):
+        changed = {**json.loads(text), field: value}
+        record.write_text(json.dumps({**changed, "record_sha256": _digest(changed)}))
+        with pytest.raises(UserError, match=r"patch\.json: field .* is missing or broken"):
+            Patch.load(folder)
     record.write_text(json.dumps(json.loads(text), indent=4))  # the same record, laid out otherwise
     assert Patch.load(folder).seed == 0
+
+
+def test_an_edit_has_one_id_wherever_its_model_lies(tmp_path: Path) -> None:
+    lm = tiny_lm("qwen3")
+    lm.model.config._name_or_path = str(tmp_path)
+    patch = patch_for(lm)
+    assert patch.place["base"] == tmp_path.name, "no path of a machine"
+    lm.model.config._name_or_path = "hub/name"
+    other = patch_for(lm)
+    assert (other.place["base"], other.id) == ("hub/name", patch.id)
+
+
+def test_a_float64_model_is_written_in_float64() -> None:
+    lm = tiny_lm("qwen3", dtype=torch.float64)
+    with torch.no_grad():
+        lm.down_weight(0).add_(1e-12)
+    before = lm.down_weight(0).clone()
+    patch = patch_for(LanguageModel(lm.model, lm.tokenizer))
+    nothing = replace(patch, updates=tuple(replace(u, left=0 * u.left) for u in patch.updates))
+    with nothing.applied(LanguageModel(lm.model, lm.tokenizer)):
+        assert torch.equal(lm.down_weight(0), before)
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:

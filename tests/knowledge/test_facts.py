@@ -13,14 +13,16 @@ import pytest
 from acedit.errors import UserError
 from acedit.knowledge.facts import (
     Chain,
+    Edit,
     Fact,
     _template,
     cases_from,
+    distinct_edits,
     read_cases,
     read_edits,
     read_facts,
 )
-from acedit.knowledge.relations import mquake
+from acedit.knowledge.relations import Relation, mquake
 
 DATA = Path(__file__).parents[2] / "src/acedit/world/data"
 SMALL: dict[str, Any] = {
@@ -88,6 +90,28 @@ def test_identical_edits_merge_with_a_notice(tmp_path: Path, caplog: pytest.LogC
     found = read_edits(written(tmp_path, {**SMALL, "edits": SMALL["edits"] * 3}))
     assert len(found) == 1
     assert "2 identical edits were merged" in caplog.text
+
+
+def test_a_field_that_is_nearly_one_is_asked_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("acedit").propagate = True
+    relation = {"prompts": ["{} is of"], "question": ["Whose is {}?"]}
+    fact = {"subject": "Ann", "relation": "r", "object": "Peru", "alias": ["PE"]}
+    path = written(
+        tmp_path, {"relations": {"r": relation}, "facts": [fact], "edit": [], "edits": SMALL["edits"]}
+    )
+    read_facts(path)
+    for name, meant in (("edit", "edits"), ("r.question", "questions"), ("facts[0].alias", "aliases")):
+        assert f"{name} is not read; did you mean '{meant}'" in caplog.text
+
+
+def test_an_edit_that_changes_nothing_is_refused(tmp_path: Path) -> None:
+    row = {"subject": "Bo Ray", "relation": "P27", "target": "são  Tomé", "old": "Sa\u0303o Tomé"}
+    with pytest.raises(UserError, match="which is the old object too"):
+        read_edits(written(tmp_path, [row]))
+    with pytest.raises(UserError, match="its old object"):
+        distinct_edits([Edit("Bo Ray", mquake()["P27"], "Peru", "peru")])
+    with pytest.raises(UserError, match="has no prompt"):
+        distinct_edits([Edit("Bo Ray", Relation("r", ()), "Peru")])
 
 
 def test_edits_of_one_fact_keep_every_wording(tmp_path: Path) -> None:

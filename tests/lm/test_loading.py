@@ -68,10 +68,15 @@ def test_what_is_not_a_model_is_one_clear_line(folder: Path, tmp_path: Path) -> 
     (folder / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(UserError, match="'mamba' is not known"):
         load(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot load") as error:
-        load(folder)
-    assert one_line(error)
+    for unheard in ('{"model_type": "foo"}', "{}"):
+        (folder / "config.json").write_text(unheard)
+        with pytest.raises(UserError, match="is not known; known: gemma2"):
+            load(folder)
+    for broken in ("{", '{"model_type": "llama", "num_hidden_layers": "x"}'):
+        (folder / "config.json").write_text(broken)
+        with pytest.raises(UserError, match="cannot load") as error:
+            load(folder)
+        assert one_line(error)
 
 
 def test_a_checkpoint_with_weights_missing_is_refused(folder: Path) -> None:

@@ -1,7 +1,5 @@
 """The page in a real browser: draws, sorts, searches, and reads at every width, light and dark."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +9,9 @@ from acedit.files import write_text
 from acedit.lm.loading import load
 from acedit.report.explore import explore
 from acedit.report.page import EditRow, Page, render
+from tests.report.conftest import WIDEST, opened
 
-sync_api: Any = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: chromium)"),
-    pytest.mark.filterwarnings("ignore"),
-]
-
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
@@ -42,32 +32,10 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             plan=where.plan,
             value_neurons=where.value_neurons,
             query_neurons=where.query_neurons,
-            charts=explore(lm, edit.prompt.format(edit.subject), edit.old),
+            figures=explore(lm, edit.prompt.format(edit.subject), edit.old),
         )
     )
     return write_text(tmp_path_factory.mktemp("page") / "page.html", text)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-def opened(browser: Any, file: Path, width: int = 1280, scheme: str = "light") -> tuple[Any, list[str]]:
-    """The page, drawn; what its console complained of."""
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    errors: list[str] = []
-    tab.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    tab.on("pageerror", lambda e: errors.append(str(e)))
-    tab.on("request", lambda r: errors.append(r.url) if not r.url.startswith("file:") else None)
-    tab.goto(file.as_uri())
-    tab.wait_for_function(
-        "[...document.querySelectorAll('.chart')].every(c => c.dataset.drawn === 'yes')", timeout=30_000
-    )
-    return tab, errors
 
 
 def test_it_is_one_small_file(page_file: Path) -> None:
@@ -81,6 +49,7 @@ def test_it_draws_and_reads(browser: Any, page_file: Path, width: int, scheme: s
     assert errors == []
     assert tab.locator(".chart svg").count() == 3
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate(WIDEST) <= width
     ink, paper = tab.evaluate(
         "['color', 'backgroundColor'].map(k => getComputedStyle(document.body)[k].match(/\\d+/g).map(Number))"
     )
@@ -90,9 +59,20 @@ def test_it_draws_and_reads(browser: Any, page_file: Path, width: int, scheme: s
     tab.close()
 
 
+def test_what_a_chart_shows_is_read_from_the_keyboard(browser: Any, page_file: Path) -> None:
+    tab, _ = opened(browser, page_file)
+    tab.locator("details summary").first.focus()
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#data-0 table")
+    head = tab.locator("#data-0 th").all_inner_texts()
+    assert head == ["token", "layer", "nats", "FFN", "attention", "top tokens"]
+    assert tab.locator("#data-0 tbody tr").count() > 9
+    tab.close()
+
+
 def test_neurons_sort_and_are_found(browser: Any, page_file: Path) -> None:
     tab, _ = opened(browser, page_file)
-    table = tab.locator("table.neurons").first
+    table = tab.locator("table.sortable").first
     layers = lambda: [int(t) for t in table.locator("tbody tr td:first-child").all_inner_texts()]  # noqa: E731
     table.locator("thead button").first.focus()
     tab.keyboard.press("Enter")

@@ -99,7 +99,7 @@ def test_escapes_everything() -> None:
 def test_a_charts_text_cannot_end_its_script() -> None:
     hostile = "</script><script>alert('x')</script>"
     spec = chart(hostile, [{"token": hostile}], "bar", x={"field": "token", "type": "nominal"})
-    checker, html = parsed(Page(title="t", model="m", charts=[Chart(hostile, hostile, spec)]))
+    checker, html = parsed(Page(title="t", model="m", figures=[Chart(hostile, hostile, spec)]))
     assert checker.tags.count("script") == 2, "the bundle and the charts"
     assert "alert('x')</script>" not in html
 
@@ -107,7 +107,7 @@ def test_a_charts_text_cannot_end_its_script() -> None:
 def test_without_the_bundle_a_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("acedit.report.page.bundle", lambda: None)
     spec = chart("t", [{"x": 1}], "bar", x={"field": "x", "type": "nominal"})
-    checker, _ = parsed(Page(title="t", model="m", charts=[Chart("t", "n", spec)]))
+    checker, _ = parsed(Page(title="t", model="m", figures=[Chart("t", "n", spec)]))
     assert "script" not in checker.tags
     assert "vl-convert" in " ".join(checker.said)
 

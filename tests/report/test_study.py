@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ from acedit.attribution.ablate import ablated
 from acedit.attribution.atlas import build_atlas
 from acedit.attribution.value import Neuron, layer_scores
 from acedit.errors import UserError
+from acedit.files import write_text
 from acedit.knowledge.facts import Fact
 from acedit.lm.loading import load
+from acedit.report.charts import Chart, Table
+from acedit.report.page import Page, render
 from acedit.report.study import Result, Setting, save, setting_of, studies
 from acedit.report.study.accumulate import lag_correlations
 from acedit.report.study.base import CATEGORIES, accuracy
@@ -24,6 +28,7 @@ from acedit.report.study.critical import _sorted
 from acedit.world.cases import facts_of
 from acedit.world.graph import build_world
 from tests.conftest import Run
+from tests.report.conftest import WIDEST, opened
 from tests.tiny import tiny_lm
 
 
@@ -85,9 +90,9 @@ def test_neurons_that_spell_are_matched_by_score(setting: Setting) -> None:
     atlas = build_atlas(lm)
     spells = (atlas.top[3] == first).any(-1).nonzero()[:2, 0].tolist()
     if len(spells) < 2:
-        atlas.top[3, :2, 0] = first
+        atlas.top[3][:2, 0] = first
         spells = [0, 1]
-    free = [i for i in range(lm.n_neurons) if not (atlas.top[3, i] == first).any()][:3]
+    free = [i for i in range(lm.n_neurons) if not (atlas.top[3][i] == first).any()][:3]
     ranked = (
         Neuron(3, spells[0], 9.0), Neuron(3, free[0], 8.9), Neuron(3, free[1], 8.0),
         Neuron(3, spells[1], 3.9), Neuron(3, free[2], 3.8),
@@ -120,6 +125,34 @@ def test_every_study_runs_and_draws(name: str, run_once: Callable[[str], Result]
         drawn = [m for m in marks if "graphics-symbol" in m.get("aria-roledescription", "") or m.get("d")]
         assert len(drawn) > 8, "axes alone"
         assert (tmp_path / f"{chart}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_every_studys_page_reads(
+    browser: Any, run_once: Callable[[str], Result], tmp_path: Path, width: int
+) -> None:
+    """No chart is cut off, and each stands with its caption, its table, and the study's own tables."""
+    figures: list[Chart | Table] = []
+    for name in studies():
+        result = run_once(name)
+        assert result.charts or result.tables
+        figures += [Chart(name, "n", spec) for spec in result.charts.values()]
+        figures += [Table(name, "n", caption, rows) for caption, rows in result.tables.items()]
+    page = write_text(tmp_path / "page.html", render(Page("What was found", "bundled", figures=figures)))
+    assert page.stat().st_size < 2_000_000
+    tab, errors = opened(browser, page, width)
+    assert errors == []
+    assert tab.evaluate(WIDEST) <= width
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    captions = tab.locator("figcaption").all_inner_texts()
+    for figure in figures:
+        caption = figure.spec["title"] if isinstance(figure, Chart) else figure.caption
+        assert caption in (captions if isinstance(figure, Chart) else tab.inner_text("main"))
+    assert tab.locator("table.sortable").count() == sum(isinstance(f, Table) for f in figures)
+    empty = [c for c in tab.locator(".chart svg").all() if not c.locator("[aria-roledescription]").count()]
+    assert empty == []
+    tab.close()
 
 
 def test_layers_are_ranked_by_their_scores(setting: Setting, run_once: Callable[[str], Result]) -> None:

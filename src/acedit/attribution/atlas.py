@@ -1,7 +1,7 @@
 """What a model's neurons mean in vocabulary space, worked out once a model and kept on disk.
 
     atlas = build_atlas(lm)                     # minutes for a large model; resumes; instant the next time
-    atlas.high[3, 211]                          # the largest logit of neuron 211 of layer 3
+    atlas.high[3][211]                          # the largest logit of neuron 211 of layer 3
     atlas.top_tokens(lm, 3, 211)                # (' Peru', ...)
 
 A neuron's logits are W_U (γ ⊙ fc2_k): its subvalue through γ of the final norm (centred first where that
@@ -9,8 +9,9 @@ norm centres), and through γ of the FFN's post-norm in families that have one. 
 the coefficient belong to a prompt and multiply these logits there. `high` and `low` are rounded outward by
 the most that float32 arithmetic can be off. Scoring needs none of this (`certified`, `spread`).
 
-Neurons and tokens are taken in tiles, so memory stays bounded: one tile of logits, and the unembedding as
-the model holds it. A layer is a file, so an interrupted build goes on with the next layer.
+Neurons and tokens are taken in tiles, so memory stays bounded: one tile of logits, a layer's directions (in
+float64 on the way), and the unembedding as the model holds it. A layer is a file, mapped into memory, so an
+interrupted build goes on with the next layer.
 
 Footguns: the atlas is of the unedited weights; a patched model is refused. Head biases are no neuron's.
 """
@@ -44,22 +45,26 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Atlas:
-    """Bounds of every neuron's logits, and the tokens at both ends, best first."""
+    """Bounds of every neuron's logits, and the tokens at both ends, best first; an entry a layer, on the
+    CPU."""
 
-    high: Float[Tensor, "layers n_neurons"]
-    low: Float[Tensor, "layers n_neurons"]
-    top: Int[Tensor, "layers n_neurons k"]
-    bottom: Int[Tensor, "layers n_neurons k"]
+    high: tuple[Float[Tensor, " n_neurons"], ...]
+    low: tuple[Float[Tensor, " n_neurons"], ...]
+    top: tuple[Int[Tensor, "n_neurons k"], ...]
+    bottom: tuple[Int[Tensor, "n_neurons k"], ...]
     fingerprint: str
 
+    def ids(self, layer: int, index: int, *, sign: float = 1.0) -> Int[Tensor, " k"]:
+        """The tokens the neuron raises most when its coefficient has `sign`, best first."""
+        return (self.top if sign >= 0 else self.bottom)[layer][index]
+
     def top_tokens(self, lm: LanguageModel, layer: int, index: int, *, sign: float = 1.0) -> tuple[str, ...]:
-        """What the neuron raises most when its coefficient has `sign`.
+        """`ids` as text.
 
         Raises UserError if the atlas is of another model than `lm`.
         """
         refuse_other(lm, self.fingerprint, "the atlas")
-        ids = (self.top if sign >= 0 else self.bottom)[layer, index].tolist()
-        return tuple(str(lm.tokenizer.decode([i])) for i in ids)
+        return tuple(str(lm.tokenizer.decode([i])) for i in self.ids(layer, index, sign=sign).tolist())
 
 
 @torch.no_grad()
@@ -88,10 +93,7 @@ def build_atlas(
             rows.append(kept_or_made(folder / f"{layer}.safetensors", names, make, of=lm.fingerprint))
         if progress is not None:
             progress(layer + 1, lm.n_layers)
-    return Atlas(
-        **{name: torch.stack([row[name].to(lm.device) for row in rows]) for name in rows[0]},
-        fingerprint=lm.fingerprint,
-    )
+    return Atlas(**{name: tuple(row[name] for row in rows) for name in names}, fingerprint=lm.fingerprint)
 
 
 def _layer(
@@ -109,7 +111,8 @@ def _layer(
             start += len(tile)
         assert best is not None
         assert worst is not None
-        slack = rounding(lm.d_model, vectors.dtype) * longest * vectors.norm(dim=1)
+        lengths = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
+        slack = rounding(lm.d_model, vectors.dtype) * longest * lengths.to(vectors)
         parts["high"].append(best[0][:, 0] + slack)
         parts["low"].append(worst[0][:, 0] - slack)
         parts["top"].append(best[1].int())

@@ -14,12 +14,13 @@ interval reaches the k-th best are then scored exactly, in float32 with its roun
 where that leaves an order open.
 
 Every interval counts rounding: the true score, of the weights as they are and the activations as recorded,
-lies inside. Scores that float64 cannot tell apart are reported as ties, lowest index first.
+lies inside. Scores that float64 cannot tell apart are reported as ties, and stand lowest index first.
 
 Footguns: frozen norm only (`value.neuron_scores` has `norm="exact"`); logits before a cap; biases are
 nobody's; the unedited model only.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -176,7 +177,8 @@ class Certified:
 
     neurons: best first. low, high: bounds of each one's score (nats). rest: no neuron left out scores more
     than this (nats). rescored: how many were scored exactly. ties: chains of neurons, as (layer, index), that
-    float64 cannot order, since one's interval meets the next, those left out for one with the k-th included.
+    float64 cannot order whole, since one's interval meets the next, those left out for one with the k-th
+    included; of two whose own intervals do not meet the better still stands first.
     """
 
     neurons: tuple[Neuron, ...]
@@ -229,6 +231,17 @@ def _groups(rivals: list[_Rival]) -> list[list[_Rival]]:
     return groups
 
 
+def _ordered(group: list[_Rival]) -> list[_Rival]:
+    """A chain so that none comes after one that it is proven to beat; by index where nothing is proven."""
+    left, found = sorted(group, key=lambda r: r.place), []
+    while left:
+        floor = max(r.low for r in left)
+        first = next(r for r in left if r.high >= floor)
+        left.remove(first)
+        found.append(first)
+    return found
+
+
 class _Board:
     """Bounds of every neuron at every layer of some prompts, tightened where asked.
 
@@ -255,7 +268,7 @@ class _Board:
     def _bound(self, layer: int) -> None:
         lm = self._lm
         vectors = lm.subvalues(layer).to(lm.device, self._work)
-        lengths = vectors.norm(dim=1).double()
+        lengths = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
         rows = torch.arange(len(self._at.row), device=lm.device) * lm.n_layers + layer
         # γ goes to the few readers instead of the many neurons.
         readers = self._base.pulls[rows]
@@ -279,6 +292,8 @@ class _Board:
                 self._spread.energy[layer] * (size * stretched[some]).square(),
                 self._spread.reach[layer] * size * stretched[some],
             )
+            if not bool((torch.isfinite(high) & ~torch.isnan(low)).all()):
+                raise UserError(f"layer {layer}: the logits of its neurons overflow")
             idle, doubt = size == 0, self._doubt[rows[some], None]
             for board, bound in ((self.low, low - doubt), (self.high, high + doubt)):
                 board[:, layer].index_add_(0, self._at.prompt[some], bound.masked_fill(idle, 0.0))
@@ -313,7 +328,8 @@ class _Board:
             scale,
             at.token[reading],
         )
-        reach = self._spread.longest * directions.norm(dim=1).double()[which] * scale.abs()
+        lengths = torch.linalg.vector_norm(directions, dim=1, dtype=torch.float64)
+        reach = self._spread.longest * lengths[which] * scale.abs()
         off = rounding(lm.d_model, dtype) + self._off[reading, layer[which]]
         error = 2 * off * reach + coarseness(dtype, reach, self._least[row]) + self._doubt[row]
         total = torch.zeros(len(places), dtype=torch.float64, device=lm.device)
@@ -364,8 +380,7 @@ class _Board:
         return place // self._lm.n_neurons % self._lm.n_layers, place % self._lm.n_neurons
 
     def _certified(self, k: int, size: int, spans: list[list[list[_Rival]]]) -> list[Certified]:
-        groups = [[sorted(group, key=lambda r: r.place) for group in each] for each in spans]
-        chosen = [[rival for group in each for rival in group][:k] for each in groups]
+        chosen = [[rival for group in each for rival in _ordered(group)][:k] for each in spans]
         left = self.high.clone().view(-1)
         left[torch.tensor([r.place for best in chosen for r in best], device=left.device)] = -torch.inf
         rest = left.view(-1, size).amax(1).tolist()
@@ -380,9 +395,9 @@ class _Board:
                 rescored=rescored[i],
                 of=size,
                 ties=tuple(
-                    tuple(self._neuron(r.place) for r in group)
-                    for group in groups[i]
-                    if len(group) > 1 and group[0] in best
+                    tuple(self._neuron(place) for place in sorted(r.place for r in group))
+                    for group in spans[i]
+                    if len(group) > 1 and any(r in best for r in group)
                 ),
             )
             for i, best in enumerate(chosen)
@@ -428,12 +443,8 @@ def _base(
 ]:
     """p at h^{l-1} + A^l, a row a reading and layer; each neuron's scale c there; what float64 may have taken
     from c, as a share of it, and from scores by way of p's logits (nats, `DOUBT` at least)."""
+    t.refuse_overflow(at.row.tolist(), at.position.tolist())
     residual = t.residual[:, at.row, at.position].double()
-    # What overflows anywhere in a block is in the stream that leaves it.
-    finite = torch.isfinite(residual[1:]).all(-1).all(-1)
-    if not bool(finite.all()):
-        layer = int((~finite).nonzero()[0])
-        raise UserError(f"layer {layer}: the residual stream holds NaN or infinite numbers")
     final = lm.freeze_norm(lm.final_norm, residual[-1, :, None])
     stream = residual[:-1] + t.attention[:, at.row, at.position].double()
     start = final.apply(stream.transpose(0, 1), bias=True).flatten(0, 1)
@@ -477,12 +488,15 @@ def certified_top(
 ) -> list[tuple[Certified, ...]]:
     """Each prompt's k best value neurons (Eq. 9, frozen norm): an entry a layer, or one for the model.
 
-    together: one result for all prompts, by the sum of their scores.
+    together: one result for all prompts, by the sum of their scores; their distributions are all held at
+    once, prompts × layers × vocabulary.
 
     spread: measured (and kept on disk) if not given. Raises UserError for k outside 1 to N, a spread of
     another model, a patched model, or what `readings` refuses.
     """
     most = lm.n_neurons * (1 if scope == "layer" else lm.n_layers)
+    if scope not in ("layer", "model"):
+        raise UserError(f"scope is {scope!r}: give layer or model")
     if not 1 <= k <= most:
         raise UserError(f"k is {k}: ask for 1 to {most} neurons")
     step = 1 if scope == "layer" else lm.n_layers
@@ -505,7 +519,7 @@ def certified_layer_sums(
     """Each prompt's layer scores (Eq. 9, right), a `LayerSum` a layer, to `tolerance` nats or as near as
     float64 comes.
 
-    together: one result for all prompts, by the sum of their scores.
+    together: one result for all prompts, by the sum of their scores. Raises UserError as `certified_top` does.
     """
     boards = _boards(lm, prompts, answers, spread, tokens, position, together)
     return [sums for board in boards for sums in board.layer_sums(tolerance)]
@@ -524,10 +538,12 @@ def certified_counts(
 ) -> Int[Tensor, "prompts layers"]:
     """How many neurons of each layer score no less (Eq. 9) than their prompt's limit (nats).
 
-    Raises UserError as `certified_top` does, and where there are not as many limits as prompts.
+    Raises UserError as `certified_top` does, for limits that are NaN, or not as many as prompts.
     """
     if len(limits) != len(prompts):
         raise UserError(f"{len(prompts)} prompts but {len(limits)} limits: give one limit a prompt")
+    if any(math.isnan(limit) for limit in limits):
+        raise UserError("a limit is NaN: give a number of nats")
     left = torch.tensor(limits, dtype=torch.float64, device=lm.device)
     counts = []
     for board in _boards(lm, prompts, answers, spread, tokens, position, False):
@@ -545,7 +561,8 @@ def _boards(
     position: int | None,
     together: bool,
 ) -> Iterator[_Board]:
-    """Boards of a few prompts each, so that their distributions fit `ROOM`; one for all if `together`."""
+    """Boards of as many prompts as keep their distributions within `ROOM`, one at least; one board for all if
+    `together`."""
     spread = (spread or measure_spread(lm)).checked(lm)
     if len(prompts) != len(answers):
         raise UserError(f"{len(prompts)} prompts but {len(answers)} answers: give one answer a prompt")

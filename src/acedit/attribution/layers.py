@@ -16,6 +16,7 @@ from acedit.attribution.certified import Certified, certified_layer_sums, certif
 from acedit.attribution.query import QueryScores, query_scores
 from acedit.attribution.spread import Spread, measure_spread
 from acedit.attribution.value import Neuron, top_neurons, vectors_at
+from acedit.errors import UserError
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit
 from acedit.lm.generation import greedy
@@ -131,7 +132,12 @@ def token_scores(
 def vector_scores(
     lm: LanguageModel, texts: Sequence[str], answers: Sequence[str]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Eq. 9 of each layer's whole FFN and attention vectors, nats, mean over prompts (layer log increase)."""
+    """Eq. 9 of each layer's whole FFN and attention vectors, nats, mean over prompts (layer log increase).
+
+    Raises UserError for lists of unlike length, or an answer that the model has no tokens for.
+    """
+    if len(texts) != len(answers):
+        raise UserError(f"{len(texts)} prompts but {len(answers)} answers: give one answer a prompt")
     t = trace(lm, texts)
     places = enumerate(zip(t.encoded.last.tolist(), answers, strict=True))
     each = [vectors_at(lm, t, i, at, lm.answer_ids(answer)[0]) for i, (at, answer) in places]

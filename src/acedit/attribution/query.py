@@ -61,6 +61,8 @@ def query_scores(
     source after the position, or weights that are not finite.
     """
     lm.refuse_broken()
+    if not isinstance(prompt, str):
+        raise UserError("query neurons are scored a prompt at a time: give one text")
     if not value_neurons:
         raise UserError("query neurons are scored against value neurons: give at least one")
     t = trace(lm, [prompt], attention_weights=source is not None)
@@ -68,6 +70,7 @@ def query_scores(
     place = at if source is None else _within(t, source)
     if place > at:
         raise UserError(f"source {source} comes after position {position}: attention looks back only")
+    t.refuse_overflow([0, 0], [at, place])
     kind: Form = form or ("inner" if lm.gates(0) is None else "change")
     by_layer: dict[int, list[int]] = {}
     for neuron in value_neurons:

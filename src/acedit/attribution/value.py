@@ -17,7 +17,7 @@ top neurons and the layers' sums over neurons much faster, `head_scores` does wi
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -69,6 +69,8 @@ def readings(
     no tokens for, one that ends outside the context, or weights that are not finite.
     """
     lm.refuse_broken()
+    if tokens not in get_args(Tokens):
+        raise UserError(f"tokens is {tokens!r}: give one of {', '.join(get_args(Tokens))}")
     if len(prompts) != len(answers):
         raise UserError(f"{len(prompts)} prompts but {len(answers)} answers: give one answer a prompt")
     encoded = lm.encode(prompts)
@@ -115,6 +117,8 @@ def log_increase(
 
     final: the final residual of the real run there, whose norm is the frozen one.
     """
+    if norm not in get_args(Norm):
+        raise UserError(f"norm is {norm!r}: give one of {', '.join(get_args(Norm))}")
     # The few vectors go to the unembedding, which may lie on another device.
     base, vectors, final = (_wide(x).to(lm.unembedding.device) for x in (base, vectors, final))
     frozen = lm.freeze_norm(lm.final_norm, final)
@@ -217,9 +221,11 @@ def layer_scores(
     norm: Norm = "frozen",
     position: int | None = None,
 ) -> LayerScores:
-    """Every neuron, head and layer of every prompt, scored (Eq. 9)."""
-    encoded, places = readings(lm, prompts, answers, tokens=tokens, position=position)
-    t = trace(lm, encoded)
+    """Every neuron, head and layer of every prompt, scored (Eq. 9).
+
+    Raises UserError as `readings` does, and where a stream that is read is not finite.
+    """
+    t, places = _traced(lm, prompts, answers, tokens, position)
     found = _head_scores(lm, t, places, len(prompts), norm)
     neurons = torch.zeros(lm.n_layers, len(prompts), lm.n_neurons, dtype=lm.wide)
     for at in places:
@@ -248,9 +254,20 @@ def head_scores(
     norm: Norm = "frozen",
     position: int | None = None,
 ) -> HeadScores:
-    """Every head, and every layer as a whole, of every prompt, scored (Eq. 9)."""
+    """Every head, and every layer as a whole, of every prompt, scored (Eq. 9). Raises as `layer_scores`."""
+    t, places = _traced(lm, prompts, answers, tokens, position)
+    return _head_scores(lm, t, places, len(prompts), norm)
+
+
+def _traced(
+    lm: LanguageModel, prompts: Sequence[str], answers: Sequence[str], tokens: Tokens, position: int | None
+) -> tuple[Trace, list[Reading]]:
+    """The prompts' trace, and where it is read. Raises UserError as `readings` does, and where a stream there
+    is not finite."""
     encoded, places = readings(lm, prompts, answers, tokens=tokens, position=position)
-    return _head_scores(lm, trace(lm, encoded), places, len(prompts), norm)
+    t = trace(lm, encoded)
+    t.refuse_overflow([at.row for at in places], [at.position for at in places])
+    return t, places
 
 
 def _head_scores(
@@ -298,7 +315,7 @@ def neuron_scores(
     norm: Norm = "frozen",
     position: int | None = None,
 ) -> Float[Tensor, "layers batch n_neurons"]:
-    """Eq. 9 for every FFN neuron, nats."""
+    """Eq. 9 for every FFN neuron, nats. Raises as `layer_scores`."""
     return layer_scores(lm, prompts, answers, tokens=tokens, norm=norm, position=position).neurons
 
 
@@ -312,9 +329,8 @@ def attention_subvalue_scores(
     norm: Norm = "frozen",
     position: int | None = None,
 ) -> Float[Tensor, "layers batch n_heads head_dim"]:
-    """Eq. 9 for every attention subvalue, nats."""
-    encoded, places = readings(lm, prompts, answers, tokens=tokens, position=position)
-    t = trace(lm, encoded)
+    """Eq. 9 for every attention subvalue, nats. Raises as `layer_scores`."""
+    t, places = _traced(lm, prompts, answers, tokens, position)
     out = torch.zeros(lm.n_layers, len(prompts), lm.n_heads, lm.head_dim, dtype=lm.wide)
     for at in places:
         final = t.residual[-1, at.row, at.position]
@@ -333,15 +349,20 @@ def top_tokens(
 ) -> tuple[str, ...]:
     """The tokens a neuron's subvalue points at, through the final norm's γ (times `sign`).
 
-    sign: the sign of the neuron's coefficient, since a negative one turns the subvalue round.
+    sign: the sign of the neuron's coefficient, since a negative one turns the subvalue round. Raises UserError
+    for a neuron that the model has not.
     """
+    if not (0 <= layer < lm.n_layers and 0 <= index < lm.n_neurons):
+        raise UserError(
+            f"no neuron {index} in layer {layer}: the model has {lm.n_layers} layers of {lm.n_neurons}"
+        )
     v = _wide(lm.subvalues(layer)[index]) * (1.0 if sign >= 0 else -1.0)
     norm = lm.ffn_post_norm(layer)
     if norm is not None:
         v = lm.freeze_norm(norm, v).apply(v)
     v = lm.freeze_norm(lm.final_norm, v).apply(v)
     v = v.to(lm.unembedding.device)
-    ids = (lm.unembedding.to(v) @ v).topk(k).indices.tolist()
+    ids = (lm.unembedding.to(v) @ v).topk(min(k, len(lm.unembedding))).indices.tolist()
     return tuple(str(lm.tokenizer.decode([i])) for i in ids)
 
 

@@ -36,6 +36,9 @@ Question: {question}
 Category:"""
 """G.3, to the letter."""
 
+TEMPLATE = ("Main category", "Subcategory")
+NO_NAME = ":;.!?*_`#[]<>|\n"
+LONGEST = 5  # words of a category
 TRIES = 5
 BUSY = (408, 409, 429, 500, 502, 503, 504)
 TIMEOUT = 60.0  # seconds a request
@@ -71,8 +74,15 @@ def parse(text: str) -> Label | None:
     lines = [line for line in text.strip().splitlines() if line.strip()]
     if len(lines) != 1 or lines[0].count("|") != 1:
         return None
-    main, sub = (part.strip().strip("[]").strip() for part in lines[0].split("|"))
-    return Label(main, sub) if main and sub else None
+    main, sub = (_category(part.strip()) for part in lines[0].split("|"))
+    return Label(main, sub) if main and sub and (main, sub) != TEMPLATE else None
+
+
+def _category(text: str) -> str:
+    """A category's name, brackets around it off; "" for what is none: a sentence, a list, markup."""
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1].strip()
+    return "" if set(text) & set(NO_NAME) or len(text.split()) > LONGEST else text
 
 
 def openai(model: str, *, base: str | None = None, key: str | None = None) -> Annotator:
@@ -81,6 +91,8 @@ def openai(model: str, *, base: str | None = None, key: str | None = None) -> An
     key = key or os.environ.get("OPENAI_API_KEY")
     if not base.startswith(("http://", "https://")):
         raise UserError(f"OPENAI_BASE_URL {base!r} is no address; start it with http:// or https://")
+    if key and not (key.isascii() and key.isprintable()):
+        raise UserError("OPENAI_API_KEY holds a line break or a sign that no header can; set it anew")
     if not key:
         raise UserError("the annotator needs a key: set OPENAI_API_KEY (any text for a server without keys)")
 
@@ -170,13 +182,17 @@ def _kept(path: Path, name: str) -> dict[str, Label]:
     if not path.exists():
         return {}
     found = {}
-    for line in path.read_text("utf-8").split("\n"):
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; choose another --out") from None
+    for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
-            continue  # cut short by an interruption
-        if isinstance(row, Mapping) and row.get("annotator") == name:
-            found[str(row["question"])] = Label(str(row["main"]), str(row["sub"]))
+            if row["annotator"] == name:
+                found[str(row["question"])] = Label(str(row["main"]), str(row["sub"]))
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short by an interruption, or not a row of ours
     return found
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 from acedit.attribution.plan import Plan
+from acedit.benchmark.faults import audit
 from acedit.benchmark.leak import check, clear_of
 from acedit.benchmark.ripple import RippleCase
 from acedit.benchmark.score import Record, Scorer, summarise
@@ -161,6 +162,18 @@ def size_of(patch: Patch, lm: LanguageModel) -> tuple[int, float]:
     )
 
 
+def _notice_contaminated(cases: Sequence[Case], batch: int) -> None:
+    """Tell of cases whose answers are not those that hold under all edits that go in with theirs."""
+    groups = [cases[at : at + batch] for at in range(0, len(cases), batch)]
+    found = [fault for fault in audit(groups) if fault.kind == "contaminated"]
+    if found:
+        log.warning(
+            "%d of the cases take as it was what another case of their batch edits, so that their answers do "
+            "not hold: %s; edit fewer at once, or leave them out (bench --strict)",
+            len({fault.case for fault in found}), found[0].detail,
+        )  # fmt: skip
+
+
 def evaluate(
     lm: LanguageModel,
     cases: Sequence[Case],
@@ -179,15 +192,21 @@ def evaluate(
     known: facts the neighbours to check are drawn from; without them the cases' own unedited hops
     serve. text: as `edit` takes it, for a method. Values are shares; every metric has value, n, low, high
     (95%), questions, unfiltered. progress: told what is done, of how many, and of what.
-    Raises UserError for both a patch and a method, no cases, or, before anything is done, for a patch of
-    another model or a batch whose edits contradict each other.
+    Raises UserError for both a patch and a method, no cases, a batch under 1, or, before anything is done,
+    for a patch of another model or one that is on, or a batch whose edits contradict each other. Cases that
+    other cases of their batch bend are told of in the log.
     """
     if patch is not None and method is not None:
         raise UserError("give a patch or a method, not both")
+    if batch < 1:
+        raise UserError(f"batch is {batch}: edit at least one case at a time")
     if patch is not None:
         patch.check_model(lm)
+        patch.refuse_twice(lm)
     if method is not None:
         refuse_contradictions(cases, batch)
+    if patch is not None or method is not None:
+        _notice_contaminated(cases, batch if patch is None else max(1, len(cases)))
     scorer = Scorer(lm, cases, known=known, cot=cot, seed=seed, progress=progress)
     if method is not None:
         counted = None if progress is None else lambda done, of: progress(done, of, "cases edited and asked")

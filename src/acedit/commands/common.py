@@ -8,6 +8,7 @@ write_result(args, "evaluate", scores=scores)
 """
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ def load_model(args: argparse.Namespace) -> "LanguageModel":
 
     silence: Any = chatter.disable_progress_bar
     silence()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each retry
     if args.dtype is not None:
         known_dtype(args.dtype)
     lm = load(args.model, dtype=args.dtype, device_map=args.device_map)

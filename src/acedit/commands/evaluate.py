@@ -5,6 +5,7 @@ acedit evaluate bundled cases.json --patch p/
 """
 
 import argparse
+import sys
 from typing import Any
 
 from acedit.commands.common import (
@@ -87,9 +88,10 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError("--keep writes the scores into a patch: give --patch, or leave it out")
     if args.keep:
         check_writable(args.patch, folder=True)
-    for option, given in (("--text", prose), ("--batch", args.batch)):
-        if given and args.method is None:
-            raise UserError(f"{option} is for editing: give --method, or leave it out")
+    if prose and args.method is None:
+        raise UserError("--text is for editing: give --method, or leave it out")
+    if args.batch and args.method is None:
+        print("--batch is for editing by --method: nothing is edited, all cases are asked", file=sys.stderr)
     batch = args.batch or 1
     from acedit.benchmark.evaluate import evaluate, refuse_contradictions
     from acedit.benchmark.score import distinct

@@ -29,13 +29,17 @@ def add(commands: Any, shared: Shared) -> None:
     locate.add_argument("edits", metavar="EDITS", help=EDITS)
     locate.add_argument("--top", metavar="K", type=whole(1), default=10, help="neurons shown (default 10)")
     locate.add_argument(
-        "--report", "--page", metavar="FILE", dest="page", help="write a page to look at (HTML)"
+        "--report",
+        "--page",
+        metavar="FILE",
+        dest="page",
+        help="write a page to look at (HTML), its charts as pictures in a folder beside it",
     )
     locate.add_argument(
         "--draw",
         metavar="N",
         type=whole(1),
-        help="edits whose facts the page draws, from the first on (default 1)",
+        help="edits whose facts the page draws, from the first on (default 1; some 30 KB each)",
     )
     locate.set_defaults(run=_locate)
 
@@ -107,7 +111,7 @@ def _draw(
         reasons=list(where.plan.reason.values()),
         value_neurons=where.value_neurons,
         query_neurons=where.query_neurons,
-        charts=charts,
+        figures=charts,
     )
     write_text(args.page, render(page))
     name = Path(args.page)

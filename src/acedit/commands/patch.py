@@ -74,9 +74,8 @@ def _apply(args: argparse.Namespace) -> None:
     import shutil
     import tempfile
 
-    from safetensors import SafetensorError
-
     from acedit.editing.patch import Patch
+    from acedit.files import saving
 
     check_outputs(args)
     out = Path(args.out)
@@ -88,13 +87,11 @@ def _apply(args: argparse.Namespace) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        with patch.applied(lm):
+        with patch.applied(lm), saving(out):
             lm.model.save_pretrained(partial)
             lm.tokenizer.save_pretrained(partial)
         partial.chmod(0o755)
         partial.replace(out)
-    except SafetensorError as error:
-        raise UserError(f"{out}: cannot be written: {error}; free room or choose another") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"model with patch {patch.id[:12]} in {out}")

@@ -55,7 +55,7 @@ def add(commands: Any, shared: Shared) -> None:
 def _study(args: argparse.Namespace) -> None:
     from acedit.files import write_text
     from acedit.knowledge.facts import read_cases
-    from acedit.report.charts import Chart
+    from acedit.report.charts import Chart, Table
     from acedit.report.page import Page, render
     from acedit.report.study import save, setting_of, studies
 
@@ -87,7 +87,7 @@ def _study(args: argparse.Namespace) -> None:
         category_of=category_of,
     )
     found = {}
-    pictures: list[Chart] = []
+    figures: list[Chart | Table] = []
     for name in names:
         study = studies()[name]
         print(f"\n{study.title} ({study.paper})")
@@ -96,9 +96,10 @@ def _study(args: argparse.Namespace) -> None:
         found[name] = {"findings": [vars(f) for f in result.findings], "data": dict(result.data)}
         save(result, Path(args.out) / name)
         told = f"{study.paper}. " + " ".join(finding.told() for finding in result.findings)
-        pictures += [Chart(study.title, told, spec) for spec in result.charts.values()]
+        figures += [Chart(study.title, told, spec) for spec in result.charts.values()]
+        figures += [Table(study.title, told, caption, rows) for caption, rows in result.tables.items()]
     page = args.page or Path(args.out) / "page.html"
-    write_text(page, render(Page("What was found", args.model, charts=pictures)))
+    write_text(page, render(Page("What was found", args.model, figures=figures)))
     print(f"\ndata and charts in {args.out}, all of it on one page: {page}")
     write_result(args, "study", model=args.model, seed=args.seed, studies=found)
 

@@ -125,7 +125,7 @@ def _model_card() -> str:
 def _cases(args: argparse.Namespace) -> None:
     from collections import Counter
 
-    from acedit.files import write_json
+    from acedit.files import json_text, write_together
     from acedit.knowledge.facts import cases_from
     from acedit.world.cases import known_facts, make_cases
     from acedit.world.graph import build_world
@@ -144,9 +144,8 @@ def _cases(args: argparse.Namespace) -> None:
         hops=args.hops,
     )
     facts = known_facts(world, rows)
-    write_json(args.out, rows)
-    if args.facts_out:
-        write_json(args.facts_out, facts)
+    files = {args.out: rows} | ({args.facts_out: facts} if args.facts_out else {})
+    write_together({path: json_text(value).encode() for path, value in files.items()})
     positions = Counter(case.position for case in cases_from(rows))
     said = ", ".join(f"{n} {position}" for position, n in sorted(positions.items()))
     print(f"{len(rows)} cases ({said}) in {args.out}")

@@ -74,13 +74,17 @@ def edit(
     any. text: what the key covariance is taken over; `text_of` what is known if not given. watch:
     shown every prompt before anything is written; what it raises ends the edit.
 
-    Raises UserError for edits that contradict each other, whose prompts do not fit the model, or that are
-    left without any by `avoid`.
+    Raises UserError for edits that contradict each other or change nothing, whose prompts do not fit the
+    model, or that are left without any by `avoid`, and for weights that are not finite.
     """
     chosen = named_method(method) if isinstance(method, str) else method
+    for name, barred in (("exclude", exclude), ("avoid", avoid)):
+        if isinstance(barred, str):
+            raise UserError(f"{name} is the text {barred!r}: give a collection of texts")
     edits = distinct_edits(edits)
     if not edits:
         raise UserError("there are no edits: give at least one")
+    lm.refuse_broken()
     tell = progress or (lambda _: None)
     fingerprint = lm.fingerprint
     if not known:

@@ -32,7 +32,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from acedit.errors import UserError
+from acedit.errors import UserError, first_line
 from acedit.knowledge.facts import Edit
 from acedit.knowledge.relations import Relation
 from acedit.lm.model import LanguageModel
@@ -92,8 +92,10 @@ class Patch:
 
     @cached_property
     def id(self) -> str:
-        """sha256 (hex) of the factors and of what they were made from."""
-        return hashlib.sha256(self._bytes() + _dump(self._record()).encode()).hexdigest()
+        """sha256 (hex) of the factors and of what they were made from, wherever the model lay."""
+        record = self._record()
+        record["place"] = {name: value for name, value in self.place.items() if name != "base"}
+        return hashlib.sha256(self._bytes() + _dump(record).encode()).hexdigest()
 
     def with_scores(self, scores: Mapping[str, Any]) -> "Patch":
         """The same patch with its scores written in."""
@@ -113,6 +115,10 @@ class Patch:
         """Raises NoWeightChange where `what` needs the edit in the weights and it is not."""
         if not self.updates:
             raise NoWeightChange(f"method {self.method!r} changes no weights: {what}")
+
+    def refuse_twice(self, lm: LanguageModel) -> None:
+        """Raises UserError where the patch is on `lm`."""
+        _stack(lm).refuse_twice(self)
 
     def check_model(self, lm: LanguageModel) -> None:
         """Raises UserError where the patch was made for another model, or the same in another dtype."""
@@ -200,6 +206,7 @@ class Patch:
                 for layer in record["layers"]
             )
             edits = tuple(_edit(row) for row in record["edits"])
+            _check_fields(record)
             return cls(
                 updates=updates,
                 edits=edits,
@@ -212,7 +219,7 @@ class Patch:
                 scores=record["scores"],
                 memory=record.get("memory", {}),
             )
-        except (KeyError, TypeError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise UserError(f"{at / RECORD}: field {error} is missing or broken; save it again") from error
 
     def to_lora(self, folder: str | Path) -> Path:
@@ -264,8 +271,13 @@ def place_of(lm: LanguageModel, layers: Sequence[int]) -> dict[str, Any]:
     return {
         "modules": {str(layer): names[id(lm.down(layer))] for layer in layers},
         "fan_in_fan_out": lm.family.conv1d,
-        "base": lm.model.config._name_or_path or None,
+        "base": _public(lm.model.config._name_or_path),
     }
+
+
+def _public(name: str | None) -> str | None:
+    """A model's name for others to read: of a folder its last part alone."""
+    return Path(name).name if name and Path(name).is_dir() else name or None
 
 
 class PatchStack:
@@ -307,6 +319,7 @@ class PatchStack:
         return self._lm.down_weight(layer).detach()
 
     def add(self, patch: Patch) -> None:
+        """Put `patch` on. Raises UserError where it is on, is of another model, or does not fit."""
         self.refuse_twice(patch)
         patch.check_model(self._lm)
         for update in patch.updates:
@@ -318,6 +331,7 @@ class PatchStack:
         self._set({**self._active, patch.id: patch}, patch)
 
     def drop(self, patch: Patch) -> None:
+        """Take `patch` off. Raises UserError where it is not on."""
         if patch not in self:
             raise UserError(f"patch {patch.id[:12]} is not on this model")
         self._set({id: one for id, one in self._active.items() if id != patch.id}, patch)
@@ -352,7 +366,8 @@ class PatchStack:
         for update in updates[1:]:  # one at a time: hundreds may be on
             total = total + update.delta()
         total = (total.T if self._lm.family.conv1d else total).to(base.device)
-        return (base.float() + total).to(base.dtype)
+        wide = torch.promote_types(base.dtype, torch.float32)
+        return (base.to(wide) + total).to(base.dtype)
 
     @torch.no_grad()
     def _write(self, weights: Mapping[int, Tensor]) -> None:
@@ -404,8 +419,22 @@ def edits_on(lm: LanguageModel) -> list[Edit]:
     return [] if stack is None else stack.edits()
 
 
+def _check_fields(record: Mapping[str, Any]) -> None:
+    """Raises TypeError or KeyError for a field that is not what `save` writes."""
+    kinds = {"plan": dict, "settings": dict, "scores": dict, "place": dict, "method": str, "fingerprint": str}
+    for name, kind in kinds.items():
+        if not isinstance(record[name], kind):
+            raise TypeError(repr(name))
+    if not all(isinstance(row, dict) and "value" in row for row in record["scores"].values()):
+        raise TypeError("'scores'")
+    for name in ("modules", "fan_in_fan_out"):
+        record["place"][name]
+
+
 def _edit(row: Mapping[str, Any]) -> Edit:
     relation = row["relation"]
+    if not relation["prompts"] or any(prompt.count("{}") != 1 for prompt in relation["prompts"]):
+        raise TypeError("'edits'")
     return Edit(
         subject=row["subject"],
         relation=Relation(
@@ -442,8 +471,11 @@ def _read_record(path: Path) -> dict[str, Any]:
     data = _read_bytes(path)
     try:
         record = json.loads(data)
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}); it was cut short or altered, get it again") from None
+        _dump(record).encode()
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: is not JSON ({first_line(error)}); it was cut short or altered, get it again"
+        ) from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
         raise UserError(f"{path}: is of schema {found}, this version reads {SCHEMA}; save it again")

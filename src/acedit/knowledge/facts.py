@@ -11,7 +11,8 @@ the mend, and is a `UserError`.
 
 import json
 import logging
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -25,6 +26,9 @@ from acedit.knowledge.relations import Relation, held_out, mquake
 
 log = logging.getLogger("acedit")
 
+_OF_FILES = frozenset({"relations", "facts", "edits"})
+_OF_FACTS = frozenset({"subject", "relation", "object", "aliases"})
+_OF_RELATIONS = frozenset({"prompts", "questions", "phrase", "phrases"})
 # Of an edit in the small form.
 _FIELDS = frozenset({"subject", "relation", "target", "old", "aliases", "prompt", "question", "paraphrases"})
 
@@ -244,6 +248,7 @@ def _facts(path: str | Path, data: Any) -> list[Fact]:
     facts = []
     for i, row in enumerate(rows):
         at = _At(path, f"facts[{i}]", row)
+        at.notice_strange(_OF_FACTS)
         relation = at.relation(relations)
         facts.append(Fact(at.name("subject"), relation, at.name("object"), at.texts("aliases")))
     return facts
@@ -270,6 +275,7 @@ def _rows(path: str | Path, data: Any, wanted: str) -> tuple[list[Any], Mapping[
         raise UserError(f"{path}: holds {_kind(data)}; give a list or an object with {wanted!r}")
     if not {"relations", "facts", "edits"} & set(data):
         raise UserError(f"{path}: has none of 'relations', 'facts', 'edits'; see the README for the form")
+    _At(path, "the file", data).notice_strange(_OF_FILES)
     relations = _relations(path, data.get("relations", {}))
     rows = data.get(wanted, [])
     if not isinstance(rows, list):
@@ -337,6 +343,12 @@ class _At:
         if not isinstance(self.row, dict):
             raise UserError(f"{self.path}: {self.field} is {_kind(self.row)}; give an object")
 
+    def notice_strange(self, known: Collection[str]) -> None:
+        """Tell of fields that are not read and nearly called like one that is."""
+        for name in self.row.keys() - set(known):
+            if meant := get_close_matches(name, sorted(known), n=1, cutoff=0.8):
+                log.warning("%s: %s.%s is not read; did you mean %r?", self.path, self.field, name, meant[0])
+
     def fail(self, name: str, wrong: str, mend: str) -> UserError:
         return UserError(f"{self.path}: {self.field}.{name} {wrong}; {mend}")
 
@@ -354,9 +366,10 @@ class _At:
         value: str = self.get(name, str, "give a text")
         if not value.strip() and not optional:
             raise self.fail(name, "is empty", "give a text")
-        return self._whole(name, value).strip()
+        return self.whole(name, value).strip()
 
-    def _whole(self, name: str, value: str) -> str:
+    def whole(self, name: str, value: str) -> str:
+        """`value`. Raises UserError where it cannot be written as UTF-8."""
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -377,7 +390,7 @@ class _At:
         values = self.get(name, list, "give a list of texts")
         if not all(isinstance(value, str) for value in values):
             raise self.fail(name, "holds something that is not a text", "give a list of texts")
-        return tuple(self._whole(name, value) for value in values)
+        return tuple(self.whole(name, value) for value in values)
 
     def template(self, name: str, value: str) -> str:
         if value.count("{}") != 1 or set("{}") & set(value.replace("{}", "")):
@@ -426,6 +439,7 @@ def _relations(path: str | Path, data: Any) -> dict[str, Relation]:
     found = {}
     for id, row in data.items():
         at = _At(path, f"relations.{id}", row)
+        at.notice_strange(_OF_RELATIONS)
         prompts = at.templates("prompts")
         if not prompts:
             raise at.fail("prompts", "is missing or empty", "give at least one cloze with {}")
@@ -437,9 +451,7 @@ def _relations(path: str | Path, data: Any) -> dict[str, Relation]:
 
 def _small_edit(path: str | Path, field_name: str, row: Any, relations: Mapping[str, Relation]) -> Edit:
     at = _At(path, field_name, row)
-    for name in at.row.keys() - _FIELDS:
-        if meant := get_close_matches(name, sorted(_FIELDS), n=1, cutoff=0.8):
-            log.warning("%s: %s.%s is not read; did you mean %r?", path, field_name, name, meant[0])
+    at.notice_strange(_FIELDS)
     if "prompt" in at.row:
         prompt = at.template("prompt", at.text("prompt"))
         extra = at.templates("paraphrases")
@@ -472,16 +484,34 @@ def _small_edit(path: str | Path, field_name: str, row: Any, relations: Mapping[
 
 
 def _changing(at: _At, name: str, edit: Edit) -> Edit:
-    if edit.target == edit.old:
+    if _same(edit.target, edit.old):
         raise at.fail(name, f"is {edit.target!r}, which is the old object too", "give a new object")
     return edit
 
 
+def _same(one: str, other: str) -> bool:
+    """Whether two names are the same, written alike but for capitals, spaces and Unicode's forms."""
+    return _plain(one) == _plain(other)
+
+
+def _plain(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+
+
 def distinct_edits(edits: Iterable[Edit]) -> list[Edit]:
-    """The edits, one a fact, with the wordings of all that say it. Raises UserError where two contradict."""
+    """The edits, one a fact, with the wordings of all that say it.
+
+    Raises UserError where two contradict, and for one without a prompt or whose target is its old object.
+    """
     found: dict[tuple[str, str], Edit] = {}
     said: dict[Hashable, Edit] = {}
     for edit in edits:
+        if not edit.relation.prompts:
+            raise UserError(f"the edit of {edit.subject!r} has no prompt: give its relation at least one")
+        if edit.old and _same(edit.target, edit.old):
+            raise UserError(
+                f"the edit of {edit.subject!r} is to {edit.target!r}, its old object: give a new one"
+            )
         found.setdefault(edit.key, edit)
         for about in edit.about:
             other = said.setdefault(about, edit)
@@ -610,7 +640,7 @@ class _Item:
         if not all(question.strip() for question in questions):
             raise at.fail("questions", "holds an empty one", "take it out")
         return Case(
-            id=str(at.row.get("case_id", at.field)),
+            id=at.whole("case_id", str(at.row.get("case_id", at.field))),
             edits=tuple(edits),
             before=before,
             after=after,

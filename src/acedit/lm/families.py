@@ -191,6 +191,17 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def refuse_unknown(name: object) -> Family:
+    """The row of a `model_type`. Raises `UserError` for one that the table lacks."""
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise UserError(
+            f"model family {name!r} is not known; known: {', '.join(sorted(FAMILIES))} "
+            "(to add one, write its row in acedit/lm/families.py and run tests/lm/test_parity.py)"
+        )
+    return family
+
+
 def family_of(config: Any) -> Family:
     """The table's row for a Hugging Face `config`.
 
@@ -198,12 +209,7 @@ def family_of(config: Any) -> Family:
     breaks what the row states.
     """
     name = getattr(config, "model_type", None)
-    family = FAMILIES.get(name) if isinstance(name, str) else None
-    if family is None:
-        raise UserError(
-            f"model family {name!r} is not known; known: {', '.join(sorted(FAMILIES))} "
-            "(to add one, write its row in acedit/lm/families.py and run tests/lm/test_parity.py)"
-        )
+    family = refuse_unknown(name)
     for field, wanted, why in family.refuse:
         found = getattr(config, field, wanted)
         if found != wanted:

@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from acedit.errors import UserError, first_line
-from acedit.lm.families import family_of
+from acedit.lm.families import family_of, refuse_unknown
 from acedit.lm.model import LanguageModel
 
 # What loading can raise on a user's input; anything else is a bug and keeps its trace.
@@ -28,6 +35,7 @@ _LOADING = (
     TypeError,  # a dtype that holds no weights
     AssertionError,  # torch without CUDA
     SafetensorError,
+    StrictDataclassError,  # a field of config.json of the wrong type
 )
 
 
@@ -54,10 +62,17 @@ def load(
         if dtype is not None or device_map is not None:
             raise UserError("dtype and device_map are for loading: this model is already loaded")
         return LanguageModel(model, tokenizer)
+    if not isinstance(model, str | Path):
+        raise UserError(
+            f"a {type(model).__name__} is no model to load: give a hub name, a folder, or a loaded "
+            "transformers model with its tokenizer (of a PEFT one, what merge_and_unload() gives)"
+        )
     source = _source(model)
     if model == "bundled" and dtype is None:
         dtype = torch.float32
     try:
+        given, _ = PretrainedConfig.get_config_dict(source)
+        refuse_unknown(given.get("model_type"))
         config = AutoConfig.from_pretrained(source)
         family_of(config)
         if tokenizer is None:

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
 from acedit.lm.tokens import Encoded
 
@@ -44,6 +45,14 @@ class Trace:
         """A field of this trace at each row's last real token: (layers, batch, *rest)."""
         rows = torch.arange(len(self.encoded), device=field.device)
         return field[:, rows, self.encoded.last.to(field.device)]
+
+    def refuse_overflow(self, rows: Sequence[int], at: Sequence[int]) -> None:
+        """Raises UserError where the streams at the tokens (rows, at) are not finite, naming the layer."""
+        # What overflows anywhere in a block is in the stream that leaves it.
+        finite = torch.isfinite(self.residual[:, list(rows), list(at)]).flatten(1).all(1)
+        if not bool(finite.all()):
+            layer = max(0, int((~finite).nonzero()[0]) - 1)
+            raise UserError(f"layer {layer}: the residual stream holds NaN or infinite numbers")
 
 
 def first(output: Any) -> Tensor:

@@ -16,6 +16,8 @@ from typing import Any
 from acedit.files import write_bytes, write_text
 from acedit.plain import plain
 
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -35,24 +37,63 @@ def bundle() -> str | None:
     return script.replace("</script", "<\\/script")
 
 
-def chart(title: str, rows: Sequence[Mapping[str, Any]], mark: Any, **encoding: Any) -> dict[str, Any]:
-    """A Vega-Lite specification over `rows`."""
+@dataclass(frozen=True)
+class Table:
+    """A table on a page, to sort and search: its heading, what it shows, its caption, and rows of the same
+    fields."""
+
+    title: str
+    note: str
+    caption: str
+    rows: Sequence[Mapping[str, object]]
+
+
+def chart(
+    title: str, rows: Sequence[Mapping[str, Any]], mark: str | Mapping[str, Any], **encoding: Any
+) -> dict[str, Any]:
+    """A Vega-Lite specification over `rows`; what lies under the pointer is told with all its fields."""
     return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "$schema": SCHEMA,
         "title": title,
         "data": {"values": [dict(row) for row in rows]},
-        "mark": mark,
+        "mark": told(mark),
         "encoding": encoding,
     }
 
 
+def told(mark: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The mark, with a tooltip of all that its row holds."""
+    own = {"type": mark} if isinstance(mark, str) else dict(mark)
+    return {**own, "tooltip": {"content": "data"}}
+
+
+def charts_by(
+    field: str, rows: Sequence[Mapping[str, Any]], name: str, title: str, mark: Any, **encoding: Any
+) -> dict[str, dict[str, Any]]:
+    """A chart over the rows of each value of `field`, by names that go on from `name`. Not facets, which are
+    of a fixed width."""
+    values = list(dict.fromkeys(row[field] for row in rows))
+    return {
+        f"{name}-{i + 1}": chart(
+            f"{title}: {value}", [row for row in rows if row[field] == value], mark, **encoding
+        )
+        for i, value in enumerate(values)
+    }
+
+
 def save_charts(charts: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Write each chart as NAME.vl.json, NAME.svg and NAME.png; the paths written.
+    """Write each chart as NAME.vl.json, NAME.svg and NAME.png; the paths written. Charts that stand in the
+    folder from before go.
 
     Raises UserError where the folder cannot be written.
     """
     draw = import_module("vl_convert") if find_spec("vl_convert") else None
     written = []
+    for old in folder.glob("*.vl.json"):
+        name = old.name.removesuffix(".vl.json")
+        if name not in charts:
+            for suffix in (".vl.json", ".svg", ".png"):
+                (folder / f"{name}{suffix}").unlink(missing_ok=True)
     for name, spec in charts.items():
         text = json.dumps(plain(spec))
         written.append(write_text(folder / f"{name}.vl.json", text + "\n"))

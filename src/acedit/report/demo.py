@@ -80,7 +80,7 @@ def run(
     where = locate(lm, edits, known=known, top=12, exclude=starts(chosen), seed=seed)
     _say_location(where, say)
 
-    norms = {}
+    norms, patches = {}, {}
     for method in METHODS:
         tell(f"editing by {method}")
         patch = edit(
@@ -99,7 +99,7 @@ def run(
         with patch.applied(lm):
             said[method] = _ask(lm, questions)
             scores[method] = summarise(scorer.score(everything), seed=seed)
-        patch.with_scores(scores[method]).save(out / method)
+        patches[method] = patch.with_scores(scores[method])
 
     rows = [
         AnswerRow(
@@ -114,6 +114,8 @@ def run(
     say(_answer_lines(rows))
     say("\nScores over all cases")
     say(score_table(scores))
+    for method, patch in patches.items():
+        patch.save(out / method)
     page = write_text(out / "report.html", render(_page(chosen, edits, where, rows, scores)))
     say(f"\npatches: {', '.join(str(out / method) for method in METHODS)}\nreport:  {page}")
     return {
@@ -178,6 +180,8 @@ def _staying(
 ) -> Iterator[_Question]:
     """Facts and a chain the edits have nothing to do with, several of each sort."""
     subjects = {edit.subject for edit in case.edits}
+    reached = {edit.target for edit in case.edits}  # what is known of them follows from the edits
+    known = [fact for fact in known if fact.subject not in reached]
     relations = {edit.relation.id for edit in case.edits}
     kept = [fact for fact in known if reserved(*fact.key)]
     near = [fact for fact in kept if fact.subject in subjects]

@@ -1,7 +1,7 @@
 """Charts of where one fact is kept: for looking, with what stands under the pointer said.
 
     charts = explore(lm, "Ann Lee is a citizen of", "Peru")
-    render(Page(..., charts=charts))
+    render(Page(..., figures=charts))
 
 Three of them: the answer's log increase by token and layer, the query neurons and the value neurons they feed
 as a graph, and the heads that read it.
@@ -18,7 +18,7 @@ from acedit.attribution.query import query_scores
 from acedit.attribution.value import Neuron, head_scores, top_neurons, top_tokens
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import trace
-from acedit.report.charts import Chart, chart
+from acedit.report.charts import Chart, chart, told
 
 VALUE = 8  # value neurons drawn
 LINKS = 4  # query neurons drawn for each
@@ -73,7 +73,7 @@ def _tokens(lm: LanguageModel, prompt: str, answer: str, named: str) -> dict[str
     return chart(
         named,
         rows,
-        {"type": "rect", "tooltip": {"content": "data"}},
+        "rect",
         x={"field": "layer", "type": "ordinal"},
         y={"field": "token", "type": "nominal", "sort": None},
         color={"field": "nats", "type": "quantitative", "scale": {"scheme": "blueorange", "domainMid": 0}},
@@ -90,7 +90,7 @@ def _heads(lm: LanguageModel, prompt: str, answer: str, named: str) -> dict[str,
     return chart(
         named,
         rows,
-        {"type": "rect", "tooltip": {"content": "data"}},
+        "rect",
         x={"field": "layer", "type": "ordinal"},
         y={"field": "head", "type": "ordinal"},
         color={"field": "nats", "type": "quantitative", "scale": {"scheme": "blueorange", "domainMid": 0}},
@@ -148,7 +148,7 @@ def _links(lm: LanguageModel, prompt: str, value: Sequence[Neuron], named: str) 
         "layer": [
             {
                 "data": {"values": links},
-                "mark": {"type": "rule", "tooltip": {"content": "data"}, "opacity": 0.6},
+                "mark": told({"type": "rule", "opacity": 0.6}),
                 "encoding": {
                     **places,
                     "x2": {"field": "layer2"},
@@ -158,7 +158,7 @@ def _links(lm: LanguageModel, prompt: str, value: Sequence[Neuron], named: str) 
             },
             {
                 "data": {"values": list(nodes.values())},
-                "mark": {"type": "point", "filled": True, "size": 110, "tooltip": {"content": "data"}},
+                "mark": told({"type": "point", "filled": True, "size": 110}),
                 "encoding": {
                     **places,
                     "shape": {"field": "sort", "type": "nominal",

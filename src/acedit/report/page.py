@@ -4,18 +4,20 @@
     write_text(Path("out/report.html"), render(page))
 
 Charts need vl-convert (extra `study`), whose bundle of Vega goes into the page; without it a line says so.
-Tables of neurons sort by their heads and are searched; both work from the keyboard. Readable from 400 pixels
-up, light or dark as the reader's system is. Every text that comes from a model or a file is escaped.
+Under each stands what it is drawn from, as a table, so that nothing is told by the pointer alone. Tables sort
+by their heads and are searched; all of it works from the keyboard. Readable from 400 pixels up, light or dark
+as the reader's system is. Every text that comes from a model or a file is escaped.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import groupby
 from typing import Any
 
 from acedit.plain import plain
-from acedit.report.charts import Chart, bundle
+from acedit.report.charts import Chart, Table, bundle
 from acedit.report.text import LayerLike, NeuronLike, PlanLike, chosen_as, quoted, score_rows
 
 
@@ -62,7 +64,7 @@ class Page:
     query_neurons: Sequence[NeuronLike] = ()
     answers: Sequence[AnswerRow] = ()
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    charts: Sequence[Chart] = ()
+    figures: Sequence[Chart | Table] = ()
     notes: Sequence[str] = ()
 
 
@@ -79,7 +81,7 @@ def render(page: Page) -> str:
         _section(
             "Top query neurons", _neurons(page.query_neurons, "raise the coefficients of value neurons")
         ),
-        *(_section(one.title, _chart(i, one)) for i, one in enumerate(page.charts)),
+        *_figures(page.figures),
         "".join(f"<p class=note>{escape(note)}</p>" for note in page.notes),
         _scripts(page),
     ]
@@ -91,25 +93,49 @@ def render(page: Page) -> str:
     )
 
 
+def _figures(figures: Sequence[Chart | Table]) -> list[str]:
+    """Those of one heading and note, one after the other, in one section."""
+    sections = []
+    number = 0
+    for (title, note), some in groupby(figures, key=lambda one: (one.title, one.note)):
+        body = f"<p class=note>{escape(note)}</p>"
+        for one in some:
+            if isinstance(one, Table):
+                rows = [[escape(_cell(cell)) for cell in row.values()] for row in one.rows]
+                body += f"<p class=caption>{escape(one.caption)}</p>{_sortable(list(one.rows[0]), rows)}"
+            else:
+                body += _chart(number, one)
+                number += 1
+        sections.append(_section(title, body))
+    return sections
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 def _chart(number: int, one: Chart) -> str:
-    label = escape(f"{one.title}: {one.note}", quote=True)
+    own = str(one.spec.get("title", ""))
+    label = escape(f"{one.title}: {own or one.note}", quote=True)
+    caption = f"<figcaption>{escape(own)}</figcaption>" if own and own != one.title else ""
     return (
-        f"<p class=note>{escape(one.note)}</p>"
-        f'<figure tabindex=0 aria-label="{label}"><div class=chart id="chart-{number}"></div></figure>'
+        f'<figure tabindex=0 aria-label="{label}">{caption}<div class=chart id="chart-{number}"></div>'
+        f'<details id="data-{number}"><summary>as a table</summary></details></figure>'
     )
 
 
 def _scripts(page: Page) -> str:
     """The tables' script, and with charts Vega's bundle and their specifications."""
     parts = []
-    if page.value_neurons or page.query_neurons:
+    charts = [one for one in page.figures if isinstance(one, Chart)]
+    if page.value_neurons or page.query_neurons or len(charts) < len(page.figures):
         parts.append(f"<script>{_TABLES}</script>")
-    if page.charts:
+    if charts:
         script = bundle()
         if script is None:
             return "<p class=note>Charts need vl-convert: pip install 'acedit[study]'.</p>" + "".join(parts)
         # "<" as an escape: no text of a model can end the script.
-        specs = json.dumps([plain(one.spec) for one in page.charts]).replace("<", "\\u003c")
+        specs = json.dumps([plain(one.spec) for one in charts]).replace("<", "\\u003c")
         parts.append(f"<script type=module>{script}</script>")
         parts.append(f"<script type=module>const specs = {specs};{_CHARTS}</script>")
     return "".join(parts)
@@ -221,23 +247,53 @@ def _neurons(neurons: Sequence[NeuronLike], what: str) -> str:
         for n in neurons
     ]
     note = f"<p class=note>FFN neurons that {escape(what)}, with the tokens they point to.</p>"
-    search = '<input type=search class=find placeholder="search" aria-label="search these neurons">'
-    return note + search + _table(["layer", "neuron", "score", "top tokens"], rows, "neurons")
+    return note + _sortable(["layer", "neuron", "score", "top tokens"], rows)
+
+
+def _sortable(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table to sort and search, from rows of HTML cells."""
+    search = '<input type=search class=find placeholder="search" aria-label="search this table">'
+    return f"<div class=searched>{search}{_table(head, rows, 'sortable')}</div>"
 
 
 _CHARTS = """
 const dark = matchMedia('(prefers-color-scheme: dark)').matches;
 specs.forEach((spec, i) => {
-  const whole = {width: 'container', background: 'transparent', ...spec};
-  if (spec.facet || spec.encoding && (spec.encoding.facet || spec.encoding.row || spec.encoding.column))
-    delete whole.width;
+  const config = {legend: {orient: 'bottom'}};
+  const whole = {width: 'container', background: 'transparent', ...spec, config};
+  delete whole.title;  // stands above as text, which wraps
   window.vegaEmbed('#chart-' + i, whole, {theme: dark ? 'dark' : undefined, renderer: 'svg', actions: false})
     .then(() => document.getElementById('chart-' + i).dataset.drawn = 'yes');
+  const details = document.getElementById('data-' + i);
+  details.ontoggle = () => {
+    if (details.querySelector('table')) return;
+    for (const part of [spec, ...(spec.layer || [])])
+      if (part.data && part.data.values.length) details.append(tableOf(part.data.values));
+  };
 });
+function tableOf(rows) {
+  const table = document.createElement('table');
+  const cell = (row, kind, text) => {
+    const one = document.createElement(kind);
+    one.textContent = typeof text === 'number' && !Number.isInteger(text) ? text.toFixed(4) : text;
+    row.append(one);
+  };
+  const head = table.createTHead().insertRow();
+  for (const name of Object.keys(rows[0])) cell(head, 'th', name);
+  const body = table.createTBody();
+  for (const row of rows) {
+    const line = body.insertRow();
+    for (const name of Object.keys(rows[0])) cell(line, 'td', row[name]);
+  }
+  const wide = document.createElement('div');
+  wide.className = 'wide';
+  wide.append(table);
+  return wide;
+}
 """
 
 _TABLES = """
-for (const table of document.querySelectorAll('table.neurons')) {
+for (const table of document.querySelectorAll('table.sortable')) {
   const body = table.tBodies[0];
   const text = (row, i) => row.cells[i].textContent;
   table.querySelectorAll('thead th').forEach((head, i) => {
@@ -253,7 +309,7 @@ for (const table of document.querySelectorAll('table.neurons')) {
       body.append(...[...body.rows].sort((a, b) => up ? order(a, b) : order(b, a)));
     };
   });
-  const find = table.closest('section').querySelector('.find');
+  const find = table.closest('.searched').querySelector('.find');
   find.oninput = () => {
     for (const row of body.rows)
       row.hidden = !row.textContent.toLowerCase().includes(find.value.toLowerCase());
@@ -276,10 +332,10 @@ code{font:0.9em ui-monospace,monospace;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-size:.93rem}
 th,td{text-align:left;vertical-align:top;padding:6px 10px;border-bottom:1px solid var(--line);
 overflow-wrap:anywhere}
-th{color:var(--soft);font-weight:600}
+th{color:var(--soft);font-weight:600;overflow-wrap:normal}
 .kind{color:var(--soft);white-space:nowrap}.old{text-decoration:line-through;color:var(--soft)}
 .yes{color:var(--yes)}.no{color:var(--no)}
-table.neurons td:not(:last-child){white-space:nowrap;font-variant-numeric:tabular-nums}
+table.sortable td:not(:last-child){white-space:nowrap;font-variant-numeric:tabular-nums}
 .layers{display:grid;gap:8px}
 .layer{display:grid;grid-template-columns:170px 1fr 1fr;gap:12px;align-items:center;
 background:var(--card);border-radius:6px;padding:6px 10px}
@@ -294,7 +350,9 @@ rect.minus{fill:var(--no)}
 background:var(--card);border:1px solid var(--line);border-radius:6px}
 th button{font:inherit;color:inherit;background:none;border:0;padding:0;cursor:pointer;text-align:left}
 th[aria-sort=ascending] button::after{content:" ↑"}th[aria-sort=descending] button::after{content:" ↓"}
-.chart{width:100%;overflow-x:auto}figure{margin:0}
+.chart{width:100%;overflow-x:auto}figure{margin:0 0 1.2em}
+figcaption,.caption{font-weight:600;margin:.8em 0 .3em}
+details{font-size:.9rem}summary{color:var(--soft);cursor:pointer}.searched{margin-top:.8em}
 @media (max-width:720px){
 .layer{grid-template-columns:1fr;gap:4px}
 table.stack thead{display:none}

@@ -45,6 +45,7 @@ from transformers import (
 )
 
 from acedit.errors import UserError, first_line
+from acedit.files import saving
 from acedit.lm.cache import save_tensors
 from acedit.lm.trace import run_by
 from acedit.world.corpus import HOPS, Corpus, Document, cut
@@ -453,11 +454,9 @@ def train(
     untie(model)
     model = model.cpu().bfloat16()
     model.generation_config.do_sample = False
-    try:
+    with saving(out):
         model.save_pretrained(out)
-    except SafetensorError as error:
-        raise OSError(f"{out}: cannot be written: {error}") from error
-    tokenizer.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     return out
 
 
@@ -532,7 +531,8 @@ def _tokenizer(
     if source is not None:
         kept: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(source)
         if not resumed:
-            kept.save_pretrained(out)
+            with saving(out):
+                kept.save_pretrained(out)
         return kept
     sample = [doc.text for step in range(30) for doc in documents(corpus, settings, step * 50)]
     tokenizer = train_tokenizer(
@@ -540,7 +540,8 @@ def _tokenizer(
         settings.vocab_size,
         settings.context,
     )
-    tokenizer.save_pretrained(out)
+    with saving(out):
+        tokenizer.save_pretrained(out)
     return tokenizer
 
 

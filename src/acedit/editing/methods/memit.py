@@ -1,4 +1,7 @@
-"""MEMIT (Meng et al. 2022b): one delta on the FFN, spread evenly over shallow layers."""
+"""MEMIT (Meng et al. 2022b): one delta on the FFN, spread evenly over shallow layers.
+
+Layers: the plan's query layers, three at least (published ones for two models: `presets`).
+"""
 
 from acedit.editing.methods.method import Method
 from acedit.editing.stages import Stage

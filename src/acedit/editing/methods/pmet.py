@@ -1,6 +1,7 @@
 """PMET (Li et al. 2024): deltas on attention and FFN are optimised together, only the FFN is written.
 
-Single-hop prompts behind prefixes, the subject's last token, shallow layers, square-root spread.
+Single-hop prompts behind prefixes, the subject's last token, square-root spread. Layers: the plan's query
+layers, three at least (published ones for two models: `presets`).
 
 Deviation: the residual that is spread is what the stream still lacks after the last layer (MEMIT's), so what
 one layer writes is taken off the next one's; the authors' is what the last layer's FFN output lacks.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from acedit.attribution.layers import spaced, value_and_query, vector_scores
-from acedit.report.charts import chart
+from acedit.report.charts import chart, told
 from acedit.report.study.base import Finding, Result, Setting, Study
 
 MOST = 32  # questions
@@ -32,7 +32,7 @@ def run(setting: Setting) -> Result:
     for best, scores in found:
         for neuron in best.neurons:
             counts[neuron.layer] += 1 / len(questions)
-        query += scores.neurons.clamp(min=0).sum(1).cpu().float() / len(questions)
+        query += scores.layers.cpu().float() / len(questions)
     increase = torch.tensor(vector_scores(lm, prompts, answers)[0])
     lags = {"log_increase": lag_correlations(increase, counts), "query": lag_correlations(query, counts)}
     lag = {name: max(found, key=lambda at: found[at]) for name, found in lags.items()}
@@ -69,7 +69,7 @@ def run(setting: Setting) -> Result:
     )
     bars = {name: picture.pop(name) for name in ("mark", "encoding")}
     curve = {
-        "mark": {"type": "line", "point": True, "color": "firebrick"},
+        "mark": told({"type": "line", "point": True, "color": "firebrick"}),
         "encoding": {"x": x, "y": {"field": "log_increase", "type": "quantitative"}},
     }
     picture |= {"layer": [bars, curve], "resolve": {"scale": {"y": "independent"}}}

@@ -11,7 +11,7 @@ answers right are studied; `Setting.asked` says how many were put to it.
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Question:
     def answers(self) -> tuple[str, ...]:
         """The answer and its aliases."""
         return (self.answer, *self.aliases)
+
+    def as_said(self, form: str) -> "Question":
+        """The question with that one of its answers first: what is attributed is the form the model gives."""
+        return replace(self, answer=form, aliases=tuple(a for a in self.answers if a != form))
 
 
 @dataclass(frozen=True)
@@ -115,13 +119,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Result:
-    """A study's outcome. data: JSON types; charts: Vega-Lite specifications by name."""
+    """A study's outcome. data: JSON types; charts: Vega-Lite specifications by name; tables: for its page,
+    rows by caption."""
 
     study: str
     data: Mapping[str, Any]
     findings: tuple[Finding, ...]
     charts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     text: str = ""
+    tables: Mapping[str, Sequence[Mapping[str, object]]] = field(default_factory=dict)
 
     def said(self) -> str:
         """For a terminal: the text, then each finding."""
@@ -156,8 +162,9 @@ def setting_of(
 
     category_of: a fact's category, None for one that is not studied; the paper's by relation id if not
     given. count: told layers done and in all while what attribution needs once a model is made. Raises
-    UserError where the model answers none.
+    UserError where the model answers none, or holds weights that are not finite.
     """
+    lm.refuse_broken()
     rng = random.Random(f"{seed}/study")
     own = {relation: name for name, ids in CATEGORIES.items() for relation in ids}
     by_relation = category_of or (lambda fact: own.get(fact.relation.id))
@@ -197,8 +204,9 @@ def _answered(
     count: dict[str, int] = defaultdict(int)
     for question, text in zip(drawn, said, strict=True):
         count[question.category] += 1
-        if matches(text, question.answers) and len(right[question.category]) < most:
-            right[question.category].append(question)
+        form = next((form for form in question.answers if matches(text, (form,))), None)
+        if form is not None and len(right[question.category]) < most:
+            right[question.category].append(question.as_said(form))
     return tuple(q for name in names for q in right[name]), dict(count)
 
 

@@ -15,6 +15,7 @@ from acedit.report.study.base import Finding, Question, Result, Setting, Study
 
 MOST = 64  # questions
 COUNT = 27
+NEAR = 0.1  # of a neuron's score: what counts as equally important
 SAMPLES = 1000
 
 
@@ -22,8 +23,8 @@ def run(setting: Setting) -> Result:
     """Each question without its top neurons that spell the answer, and without as many that do not.
 
     Spelling: one of the ten top tokens, in the direction the neuron fires, is the answer's first token.
-    The others are each the nearest in score to a spelling one. `SAMPLES` answers are
-    drawn from p(first token), seeded, over all questions.
+    The others are each the nearest in score to a spelling one, which is left out where none is within `NEAR`
+    of it. `SAMPLES` answers are drawn from p(first token), seeded, over all questions.
     """
     lm, atlas = setting.lm, setting.atlas()
     questions = spaced(setting.questions, MOST)
@@ -65,10 +66,10 @@ def run(setting: Setting) -> Result:
         Finding(
             "Few neurons that spell the answer decide it",
             "27 at zero leave 3.2%, 27 equally important others 59.4% (section 6.4)",
-            f"{mean_count:.0f} at zero leave {share['spelling']:.1%}, as many others {share['others']:.1%} "
+            f"{mean_count:.1f} at zero leave {share['spelling']:.1%}, as many others {share['others']:.1%} "
             f"(intact {share['intact']:.1%}; {SAMPLES} samples; they score {score['spelling']:.1f} and "
             f"{score['others']:.1f} nats in sum, a question)",
-            share["spelling"] < 0.5 * share["others"],
+            share["spelling"] < 0.5 * share["others"] if mean_count else None,
         ),
     )
     picture = chart(
@@ -85,28 +86,31 @@ def run(setting: Setting) -> Result:
     )
     lines = [f"Right of {SAMPLES} samples: " + ", ".join(f"{k} {v:.1%}" for k, v in share.items())]
     data = {"rows": rows, "share": share, "samples": SAMPLES, "at_most": COUNT}
-    return Result("critical", data, findings, {"critical": picture}, "\n".join(lines))
+    tables = {"p(answer's first token), by question": rows}
+    return Result("critical", data, findings, {"critical": picture}, "\n".join(lines), tables)
 
 
 def _sorted(
     lm: LanguageModel, atlas: Atlas, sign: torch.Tensor, question: Question, ranked: tuple[Neuron, ...]
 ) -> tuple[list[Neuron], list[Neuron]]:
-    """At most `COUNT` that spell the answer, best first, and for each the nearest in score that does not; as
-    many of each."""
+    """At most `COUNT` that spell the answer, best first, and for each the nearest in score that does not,
+    within `NEAR` of it; as many of each."""
     first = lm.answer_ids(question.answer)[0]
 
     def spells(neuron: Neuron) -> bool:
         place = (neuron.layer, neuron.index)
-        tokens = (atlas.top if sign[place] >= 0 else atlas.bottom)[place]
-        return first in tokens.tolist()
+        return first in atlas.ids(*place, sign=float(sign[place])).tolist()
 
-    spelling = [i for i, neuron in enumerate(ranked) if spells(neuron)][:COUNT]
+    spelling = [i for i, neuron in enumerate(ranked) if spells(neuron)]
     free = [i for i, neuron in enumerate(ranked) if not spells(neuron)]
-    pairs = []
-    for i in spelling[: len(free)]:
-        nearest = min(free, key=lambda j: abs(ranked[j].score - ranked[i].score))
-        free.remove(nearest)
-        pairs.append((ranked[i], ranked[nearest]))
+    pairs: list[tuple[Neuron, Neuron]] = []
+    for i in spelling:
+        score = ranked[i].score
+        near = [j for j in free if abs(ranked[j].score - score) <= NEAR * abs(score)]
+        if near and len(pairs) < COUNT:
+            nearest = min(near, key=lambda j: abs(ranked[j].score - score))
+            free.remove(nearest)
+            pairs.append((ranked[i], ranked[nearest]))
     return [one for one, _ in pairs], [other for _, other in pairs]
 
 

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from acedit.attribution.layers import mean_sums, value_and_query
-from acedit.report.charts import chart
+from acedit.report.charts import charts_by
 from acedit.report.study.base import Finding, Result, Setting, Study
 
 MOST = 12  # questions a domain
 TOP = 3  # layers of each sort
 LEADING = 10  # value neurons that query neurons are held against
+SAME = 0.5  # of the layers shared: beyond it two sets stand in the same place
+FAR = 0.25  # of the depth: GPT-J's are 12 of 28 layers apart, Qwen3-8B's 3 of 36
 
 
 def run(setting: Setting) -> Result:
@@ -27,7 +29,7 @@ def run(setting: Setting) -> Result:
         value[domain] = torch.tensor(mean_sums(lm, prompts, answers, spread=spread))
         total = torch.zeros(lm.n_layers)
         for _, scores in value_and_query(lm, prompts, answers, k=LEADING, spread=spread):
-            total += scores.neurons.clamp(min=0).sum(1).cpu().float()
+            total += scores.layers.cpu().float()
         query[domain] = total / len(some)
     top = {
         name: {
@@ -40,23 +42,31 @@ def run(setting: Setting) -> Result:
     }
     both = _mean([_overlap(top["value"][d], top["query"][d]) for d in setting.categories])
     below = _mean([_mean(top["value"][d]) - _mean(top["query"][d]) for d in setting.categories])
-    still = min(stay.values()) >= 0.5
-    apart = not both and below > lm.n_layers / 4  # GPT-J's are 12 of 28 layers apart, Qwen3-8B's 3 of 36
+    several = len(setting.categories) > 1
+    still = min(stay.values()) >= SAME
+    if below <= 0 or both >= SAME:
+        like = "in neither"
+    elif not both and below > FAR * lm.n_layers:
+        like = "in GPT-J"
+    else:
+        like = "in Qwen3-8B"
     findings = (
         Finding(
             "Query and value layers shift with the domain, or stand still",
             "they stand still in GPT-J and shift in Qwen3-8B (section 6.4)",
             f"two domains share {stay['query']:.0%} of their top {TOP} query layers "
             f"and {stay['value']:.0%} of their value layers: "
-            f"{'they stand still, as in GPT-J' if still else 'they shift, as in Qwen3-8B'}",
+            f"{'they stand still, as in GPT-J' if still else 'they shift, as in Qwen3-8B'}"
+            if several
+            else "one domain only",
             None,
         ),
         Finding(
             "Query layers are apart from value layers, or overlap them",
             "apart in GPT-J (16-18 and 28-30), next to and at times among them in Qwen3-8B (27-29 and 30-32)",
             f"a domain's query and value layers share {both:.0%}; query layers lie on average "
-            f"{below:.1f} below: as in {'GPT-J' if apart else 'Qwen3-8B'}",
-            below > 0,
+            f"{below:.1f} below: as {like}",
+            like != "in neither",
         ),
     )
     rows = [
@@ -70,19 +80,29 @@ def run(setting: Setting) -> Result:
         for domain, scores in table.items()
         for layer, score in enumerate(scores)
     ]
-    picture = chart(
-        "Layer scores by domain (of each domain's largest)",
+    pictures = charts_by(
+        "sort",
         rows,
+        "domains",
+        "Layer scores by domain (of each domain's largest)",
         "rect",
         x={"field": "layer", "type": "ordinal"},
         y={"field": "domain", "type": "nominal"},
-        row={"field": "sort", "type": "nominal"},
         color={"field": "score", "type": "quantitative"},
     )
     lines = [f"Top {TOP} query and value layers by domain"]
     lines += [f"  {d:<16} query {top['query'][d]}  value {top['value'][d]}" for d in setting.categories]
     data = {"top": top, "shared_by_domains": stay, "query_and_value": both, "scores": rows}
-    return Result("domains", data, findings, {"domains": picture}, "\n".join(lines))
+    best = [
+        {
+            "domain": d,
+            "query": " ".join(map(str, top["query"][d])),
+            "value": " ".join(map(str, top["value"][d])),
+        }
+        for d in setting.categories
+    ]
+    tables = {f"Top {TOP} query and value layers by domain": best}
+    return Result("domains", data, findings, pictures, "\n".join(lines), tables)
 
 
 def _overlap(a: list[int], b: list[int]) -> float:

@@ -29,7 +29,7 @@ def run(setting: Setting) -> Result:
         ((best,),) = certified_top(lm, prompts, answers, k=count, scope="model", spread=spread, together=True)
         with ablated(lm, best.neurons):
             hit = accuracy(lm, own)
-            beside = accuracy(lm, others) if others else float("nan")
+            other = accuracy(lm, others) if others else float("nan")
         chance = []
         for _ in range(DRAWS):
             picked = rng.sample(range(everything), k=count)
@@ -40,16 +40,17 @@ def run(setting: Setting) -> Result:
                 "category": category,
                 "n": len(own),
                 "own": hit,
-                "others": beside,
+                "others": other,
                 "random": sum(chance) / len(chance),
             }
         )
     mean = {kind: sum(r[kind] for r in rows) / len(rows) for kind in ("own", "others", "random")}
+    beside = f"{1 - mean['others']:.0%}" if len(rows) > 1 else "(there are none)"
     findings = (
         Finding(
             "1% of the neurons, chosen for a category, carries it",
             "over 90% of accuracy lost on it; 9.47% (GPT-J) and 8.19% (Qwen3-8B) at random (Fig. 2)",
-            f"lost on the category {1 - mean['own']:.0%}, on the others {1 - mean['others']:.0%}, "
+            f"lost on the category {1 - mean['own']:.0%}, on the others {beside}, "
             f"at random {1 - mean['random']:.0%} ({count} of {everything:,} neurons, {DRAWS} draws)",
             mean["own"] < 0.1 and mean["random"] > 0.8,
         ),
@@ -74,7 +75,8 @@ def run(setting: Setting) -> Result:
         for r in rows
     ]
     data = {"rows": rows, "neurons": count, "of": everything, "draws": DRAWS}
-    return Result("knockout", data, findings, {"knockout": picture}, "\n".join(lines))
+    tables = {"Right, by category": rows}
+    return Result("knockout", data, findings, {"knockout": picture}, "\n".join(lines), tables)
 
 
 STUDY = Study("knockout", "A category's top 1% of neurons set to zero", "Figure 2", run)

@@ -38,7 +38,7 @@ def run(setting: Setting) -> Result:
     sign = signs(lm, prompts)
 
     def readable(place: tuple[int, int]) -> bool:
-        tokens = set((atlas.top if sign[place] >= 0 else atlas.bottom)[place].tolist())
+        tokens = set(atlas.ids(*place, sign=float(sign[place])).tolist())
         return any(tokens & starts[c] for c in kinds[place])
 
     shared = [place for place in value if place in query]
@@ -90,7 +90,12 @@ def run(setting: Setting) -> Result:
             f"  f{r['layer']}-{r['index']:<6} {r['questions']:>3}  {' '.join(r['tokens'])}" for r in rows
         ]
     data = {"neurons": listed, "interpretable": share, "by_layer": bars, "n": len(questions)}
-    return Result("neurons", data, findings, {"neurons": picture}, "\n".join(lines))
+    tables = {
+        f"Top {name} neurons": [{**row, "tokens": " ".join(map(repr, row["tokens"]))} for row in rows]
+        for name, rows in listed.items()
+        if rows
+    }
+    return Result("neurons", data, findings, {"neurons": picture}, "\n".join(lines), tables)
 
 
 STUDY = Study("neurons", "Value, query and shared neurons, and their top tokens", "Tables 6 and 7", run)

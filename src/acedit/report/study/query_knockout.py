@@ -12,7 +12,8 @@ from acedit.attribution.certified import certified_counts, certified_top
 from acedit.attribution.layers import spaced, value_and_query
 from acedit.attribution.spread import Spread
 from acedit.attribution.value import Neuron, top_neurons
-from acedit.report.charts import chart
+from acedit.errors import UserError
+from acedit.report.charts import charts_by
 from acedit.report.study.base import Finding, Question, Result, Setting, Study, accuracy
 
 MOST = 16  # questions
@@ -26,9 +27,11 @@ def run(setting: Setting) -> Result:
     """Accuracy, and active value neurons above, with query neurons at zero and with random ones.
 
     A value neuron is active if it scores no less (Eq. 9) than a question's `ACTIVE`th best did in the
-    intact model.
+    intact model. Raises UserError for a model of one layer.
     """
     lm = setting.lm
+    if lm.n_layers < 2:
+        raise UserError("query neurons feed layers above them: the model has one layer only")
     reasoned, what = setting.reasoned
     questions = spaced(reasoned, MOST)
     count = min(COUNT, lm.n_neurons // 8)
@@ -38,7 +41,7 @@ def run(setting: Setting) -> Result:
     query = torch.zeros(lm.n_layers, lm.n_neurons)
     for _, scores in value_and_query(lm, prompts, answers, k=LEADING, spread=spread):
         query += scores.neurons.cpu().float()
-    usable = query.clamp(min=0).sum(1)[:-1]  # the last layer has none above
+    usable = query.sum(1)[:-1]  # the last layer has none above
     peaks = usable.argsort(descending=True)[:2].tolist()
     most = min(ACTIVE, lm.n_layers * lm.n_neurons)
     best = certified_top(lm, prompts, answers, k=most, scope="model", spread=spread)
@@ -50,9 +53,9 @@ def run(setting: Setting) -> Result:
     rows: list[dict[str, Any]] = []
     for peak in peaks:
         setting.say(f"knocking out query neurons of layer {peak}")
-        only = torch.zeros_like(query)
-        only[peak] = query[peak].clamp(min=0)
-        picked = top_neurons(lm, only, count, named=False)
+        picked = [
+            Neuron(peak, one.index, one.score) for one in top_neurons(lm, query[[peak]], count, named=False)
+        ]
         drawn = [
             [Neuron(peak, i, 0.0) for i in rng.sample(range(lm.n_neurons), k=count)] for _ in range(DRAWS)
         ]
@@ -83,7 +86,7 @@ def run(setting: Setting) -> Result:
             min(lost) > 0.3 and max(at_random) < min(lost),
         ),
         Finding(
-            "and switch the value neurons above them on",
+            "Those query neurons switch the value neurons above them on",
             "active value neurons in the next three layers fall from (28, 16, 33) to (6, 4, 7)",
             f"{' and '.join(f'{x:.0%}' for x in kept)} of the active ones above are left, "
             f"{' and '.join(f'{x:.0%}' for x in kept_random)} at random",
@@ -91,25 +94,34 @@ def run(setting: Setting) -> Result:
         ),
     )
     long = [
-        {"layer": f"without layer {r['layer']}'s", "at": r["layer"] + 1 + i, "run": name, "active": r[key][i]}
+        {
+            "layer": f"without those of layer {r['layer']}",
+            "at": r["layer"] + 1 + i,
+            "run": name,
+            "active": r[key][i],
+        }
         for r in rows
         for name, key in (("intact", "above"), ("without", "above_after"), ("random", "above_random"))
         for i in range(len(r["above"]))
     ]
-    picture = chart(
-        "Active value neurons a question, by layer",
+    pictures = charts_by(
+        "layer",
         long,
+        "query-knockout",
+        "Active value neurons a question, by layer",
         "bar",
         x={"field": "at", "type": "ordinal", "title": "layer"},
         xOffset={"field": "run"},
         y={"field": "active", "type": "quantitative"},
         color={"field": "run", "type": "nominal"},
-        column={"field": "layer", "type": "nominal"},
     )
     lines = [f"{len(questions)} of {what}: layer, accuracy without its query neurons, without random ones"]
     lines += [f"  {r['layer']:>3} {r['accuracy']:.2f}  {r['random']:.2f}" for r in rows]
+    tables = {"Right without a layer's query neurons": [
+        {"layer": r["layer"], "accuracy": r["accuracy"], "random": r["random"]} for r in rows
+    ]}  # fmt: skip
     data = {"rows": rows, "neurons": count, "draws": DRAWS, "n": len(questions), "of": what}
-    return Result("query-knockout", data, findings, {"query-knockout": picture}, "\n".join(lines))
+    return Result("query-knockout", data, findings, pictures, "\n".join(lines), tables)
 
 
 def _without(

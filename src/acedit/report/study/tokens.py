@@ -4,7 +4,7 @@ import torch
 
 from acedit.attribution.layers import spaced, token_scores
 from acedit.lm.trace import trace
-from acedit.report.charts import chart
+from acedit.report.charts import charts_by
 from acedit.report.study.base import Finding, Result, Setting, Study
 
 SHOWN = 3  # prompts
@@ -57,16 +57,29 @@ def run(setting: Setting) -> Result:
         for r in rows
         for kind in ("ffn", "attention")
     ]
-    picture = chart(
-        "Log increase by token (nats)",
+    pictures = charts_by(
+        "prompt",
         long,
+        "tokens",
+        "Log increase by token (nats)",
         "bar",
         x={"field": "token", "type": "nominal", "sort": None},
         y={"field": "log_increase", "type": "quantitative"},
         color={"field": "sublayer", "type": "nominal"},
-        row={"field": "prompt", "type": "nominal"},
     )
-    return Result("tokens", {"rows": rows}, findings, {"tokens": picture}, "\n".join(lines))
+    best = [
+        {
+            "prompt": r["prompt"],
+            "at": r["at"],
+            "token": repr(r["token"]),
+            "FFN": r["ffn"],
+            "attention": r["attention"],
+            "top tokens": " ".join(map(repr, r["top"])),
+        }
+        for r in rows
+    ]
+    tables = {"Each token: nats, and the top tokens of the stream there": best}
+    return Result("tokens", {"rows": rows}, findings, pictures, "\n".join(lines), tables)
 
 
 STUDY = Study("tokens", "Importance of each token, and its top tokens", "Table 5", run)
