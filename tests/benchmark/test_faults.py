@@ -1,11 +1,13 @@
 """MQuAKE's known faults: found, reported, packed apart."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from acedit.benchmark.evaluate import _notice_contaminated
 from acedit.benchmark.faults import audit, contradicting, counts, pack, without
 from acedit.knowledge.facts import Case, cases_from
 
@@ -80,6 +82,14 @@ def test_a_fact_taken_as_it_was_but_edited_beside_it_is_found() -> None:
     together = audit(pack([MOVES, SOILS], None))
     assert [(f.kind, f.case, f.other) for f in together] == [("contaminated", "moves", "soils")]
     assert audit(pack([MOVES, SOILS], 1)) == []
+
+
+def test_a_batch_that_bends_an_answer_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("acedit").propagate = True
+    _notice_contaminated([MOVES, SOILS], 1)
+    assert not caplog.text
+    _notice_contaminated([MOVES, SOILS], 2)
+    assert "1 of the cases take as it was what another case of their batch edits" in caplog.text
 
 
 def test_shared_questions_and_answers_that_stay_are_found() -> None:

@@ -96,10 +96,8 @@ def test_a_field_that_is_nearly_one_is_asked_about(tmp_path: Path, caplog: pytes
     logging.getLogger("acedit").propagate = True
     relation = {"prompts": ["{} is of"], "question": ["Whose is {}?"]}
     fact = {"subject": "Ann", "relation": "r", "object": "Peru", "alias": ["PE"]}
-    path = written(
-        tmp_path, {"relations": {"r": relation}, "facts": [fact], "edit": [], "edits": SMALL["edits"]}
-    )
-    read_facts(path)
+    whole = {"relations": {"r": relation}, "facts": [fact], "edit": [], "edits": SMALL["edits"]}
+    read_facts(written(tmp_path, whole))
     for name, meant in (("edit", "edits"), ("r.question", "questions"), ("facts[0].alias", "aliases")):
         assert f"{name} is not read; did you mean '{meant}'" in caplog.text
 

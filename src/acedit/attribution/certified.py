@@ -519,7 +519,7 @@ def certified_layer_sums(
     """Each prompt's layer scores (Eq. 9, right), a `LayerSum` a layer, to `tolerance` nats or as near as
     float64 comes.
 
-    together: one result for all prompts, by the sum of their scores. Raises UserError as `certified_top` does.
+    together: one result for all prompts, by the sum of their scores. Raises as `certified_top`.
     """
     boards = _boards(lm, prompts, answers, spread, tokens, position, together)
     return [sums for board in boards for sums in board.layer_sums(tolerance)]

@@ -349,8 +349,8 @@ def top_tokens(
 ) -> tuple[str, ...]:
     """The tokens a neuron's subvalue points at, through the final norm's γ (times `sign`).
 
-    sign: the sign of the neuron's coefficient, since a negative one turns the subvalue round. Raises UserError
-    for a neuron that the model has not.
+    sign: the sign of the neuron's coefficient, since a negative one turns the subvalue round. Raises
+    UserError for a neuron that the model has not.
     """
     if not (0 <= layer < lm.n_layers and 0 <= index < lm.n_neurons):
         raise UserError(
