@@ -73,7 +73,7 @@ def test_both_names_of_what_was_before_are_read(tmp_path: Path) -> None:
 
 def test_a_query_without_a_prompt_is_one_line(tmp_path: Path) -> None:
     path = written(tmp_path / "r.json", [row(Forgetfulness=[test([{**MOTHER, "prompt": None}], [])])])
-    with pytest.raises(UserError, match=r"\[0\]: field prompt is missing or of another kind"):
+    with pytest.raises(UserError, match=r"\[0\]: holds a field of another kind"):
         read_ripple(path)
 
 

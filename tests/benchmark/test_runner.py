@@ -241,6 +241,26 @@ def test_a_changed_setting_reuses_nothing(job: Job, cases: list[Case]) -> None:
     assert len(keys(job, [METHODS[0], stronger]) & first) == 1
 
 
+def test_a_case_that_cannot_be_asked_fails_alone(
+    job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path
+) -> None:
+    long = replace(cases[1], questions=("Who " * 3000 + "?",))
+    mixed = [cases[0], long, cases[2]]
+    report = run(job, mixed, [method("memit")], folder=tmp_path, lm=lm, at_once=3)
+    assert report.made == 1
+    ((unit, error),) = report.failed
+    assert unit.cases == (long.id,)
+    assert "the model's context is 2048" in error
+    with pytest.raises(UserError, match="there are 2 cases that do not contradict and can be asked"):
+        run(job, mixed, [method("memit")], folder=tmp_path / "s", lm=lm, sequence=(3,))
+
+
+def test_a_digest_of_parts_is_that_of_the_whole() -> None:
+    whole = {"b": [1, "ö", None], "a": {"z": 1.5, "y": (2,)}}
+    parts = {name: runner._form(value) for name, value in whole.items()}
+    assert runner._digest_of(parts) == runner._digest(whole)
+
+
 def test_a_case_that_fails_is_kept_as_failed_and_stops_nothing(
     job: Job, cases: list[Case], lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

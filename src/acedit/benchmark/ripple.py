@@ -187,10 +187,13 @@ def _case(path: str | Path, i: int, row: Mapping[str, Any]) -> RippleCase | None
             if name in row
         }
         edit = _edit(row)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: [{i}]: field {error} is missing or of another kind; get the file again"
-        ) from None
+        json.dumps([row, *tests], ensure_ascii=False, default=str).encode()
+    except KeyError as error:
+        raise UserError(f"{path}: [{i}]: field {error} is missing; get the file again") from None
+    except (TypeError, AttributeError):
+        raise UserError(f"{path}: [{i}]: holds a field of another kind; get the file again") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: [{i}]: holds half of a surrogate pair; write the sign as it is") from None
     return None if edit is None else RippleCase(f"ripple-{i}", (edit,), tests)
 
 

@@ -48,13 +48,15 @@ class Rows:
         return self.at(self.at_once[0]) if len(self.at_once) > 1 else self
 
     @property
-    def together(self) -> str:
-        """The same in words, for a table's notes."""
+    def together(self) -> tuple[str, ...]:
+        """The same in words, for a table's notes; nothing where nothing was edited."""
+        if self.at_once == (1,):
+            return ("each case edited by itself",)
         facts = [outcome.facts for _, outcome in self.units if outcome.facts]
-        if self.at_once in ((), (1,)) or not facts:
-            return "each case edited by itself"
+        if not facts:
+            return ()
         said = f"{span(facts)} facts are in the model at a time"
-        return f"{said}; how many there are in the paper's it does not say"
+        return (f"{said}; how many there are in the paper's it does not say",)
 
     def of(self, method: str, step: int | None = None) -> list[Record]:
         """The records of a method, all units together, or those of one step of its sequence."""

@@ -17,7 +17,7 @@ import json
 import logging
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -42,8 +42,10 @@ from acedit.editing.preserve import text_of
 from acedit.editing.presets import preset
 from acedit.errors import UserError
 from acedit.knowledge.facts import Case, Fact
+from acedit.knowledge.prompts import COT_PROMPT
 from acedit.lm.loading import load
 from acedit.lm.model import LanguageModel
+from acedit.waiting import Countdown
 
 log = logging.getLogger("acedit")
 
@@ -268,9 +270,19 @@ def base_records(asked: Sequence[Asked]) -> list[Record]:
     return records
 
 
+def _form(value: Any) -> str:
+    """A value as the digests read it."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
 def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_form(value).encode()).hexdigest()
+
+
+def _digest_of(parts: Mapping[str, str]) -> str:
+    """`_digest` of an object whose values are in form already: what many share is put into form once."""
+    inside = ", ".join(f"{_form(name)}: {parts[name]}" for name in sorted(parts))
+    return hashlib.sha256(f"{{{inside}}}".encode()).hexdigest()
 
 
 def _reading(lm: LanguageModel) -> str:
@@ -304,10 +316,12 @@ def items_of(
     steps: Sequence[int] = (),
     first: int = 0,
     run_as: str = "",
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Item]:
     """Every item of a run, group by group, each unit keyed by all its result depends on.
 
     first: the number of the first group. run_as: how and where the weights with this fingerprint are used.
+    tell: told groups done, and in all.
     """
     planned = _digest(job.plan.to_json() if job.plan else [_case_form(case) for case in job.planned])
     beside = _digest([_case_form(case) for case in job.beside])
@@ -315,11 +329,12 @@ def items_of(
     states = [method.state(fingerprint) for method in methods]
     items = []
     for g, group in enumerate(groups, start=first):
-        forms = [_case_form(case) for case in group]
+        forms = _form([_case_form(case) for case in group])
+        tell(g - first, len(groups))
         for method, state in zip(methods, states, strict=True):
             depends = {
                 "protocol": PROTOCOL, "version": __version__, "model": f"{fingerprint}/{run_as}",
-                "method": asdict(method), "state": state, "cases": forms,
+                "method": asdict(method), "state": state,
                 "known": job.known_digest, "beside": beside, "seed": job.seed, "cot": job.cot,
                 "threads": job.threads,
                 "at_once": at_once or 0,
@@ -327,11 +342,12 @@ def items_of(
             }  # fmt: skip
             if job.text:
                 depends["text"] = text
+            parts = {**{name: _form(value) for name, value in depends.items()}, "cases": forms}
             ids = tuple(case.id for case in group)
             at = [step for step in steps if step <= len(group)] or [0]
             units = tuple(
                 Unit(
-                    _digest({**depends, "step": step, "sequence": list(steps)}),
+                    _digest_of({**parts, "step": _form(step), "sequence": _form(list(steps))}),
                     method.name,
                     ids,
                     at_once or 0,
@@ -387,20 +403,7 @@ def run(
     if not groups:
         raise UserError("no case can be edited: each contradicts itself; see the faults")
     if sequence:
-        if min(sequence) < 1 or len(groups[0]) < max(sequence):
-            raise UserError(
-                f"--sequence {max(sequence)}: there are {len(groups[0])} cases that do not contradict; "
-                "ask for fewer"
-            )
-        # Those that are never edited are not asked after either, and bar no prompt.
-        groups = [groups[0][: max(sequence)]]
-        grouped = {None: groups}
-        say(f"the sequence is of the first {len(groups[0])} cases that do not contradict")
-    first = [case for group in groups for case in group][:PLANNED]
-    beside = () if job.known else tuple(chains)
-    job = replace(
-        job, planned=tuple(first), beside=beside, scratch=Path(folder) / "sequence" if sequence else None
-    )
+        _refuse_short(groups, sequence)
     with Store.open(folder) as store, _threads(job.threads):
         say("loading the model")
         own = lm or load(job.model, dtype=job.dtype, device_map=job.device_map)
@@ -416,6 +419,21 @@ def run(
                 else:
                     say(f"preset {job.preset!r} names no layers for {method.name}: they are chosen")
         run_as = f"{_reading(own)}/{own.device.type}"
+        misfits = {case.id: why for case in cases if (why := unaskable(own, case, cot=job.cot))}
+        if misfits:
+            say(f"{len(misfits)} cases cannot be asked, each goes by itself: {next(iter(misfits.values()))}")
+            grouped = {number: _apart(some, misfits, bool(sequence)) for number, some in grouped.items()}
+            groups = next(iter(grouped.values()))
+        if sequence:
+            _refuse_short(groups, sequence)
+            # Those that are never edited are not asked after either, and bar no prompt.
+            groups = [groups[0][: max(sequence)]]
+            grouped = {None: groups}
+            say(f"the sequence is of the first {len(groups[0])} cases that do not contradict")
+        first = [case for group in groups for case in group if case.id not in misfits][:PLANNED]
+        beside = () if job.known else tuple(chains)
+        scratch = Path(folder) / "sequence" if sequence else None
+        job = replace(job, planned=tuple(first), beside=beside, scratch=scratch)
         items: list[Item] = []
         seen: list[list[tuple[AnyCase, ...]]] = []
         steps = sorted(set(sequence))
@@ -432,6 +450,7 @@ def run(
                 steps=steps,
                 first=len(items),
                 run_as=run_as,
+                tell=Countdown(say, "groups of cases looked up"),
             )
         store.set_meta(
             {
@@ -481,6 +500,7 @@ def _settings(job: Job, methods: Sequence[Method]) -> dict[str, Any]:
         "preset": job.preset,
         "cot": job.cot,
         "share of relations left out": sorted({method.amounts.left_out for method in methods}),
+        "protocol": PROTOCOL,
     }
 
 
@@ -504,6 +524,43 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _refuse_short(groups: Sequence[tuple[AnyCase, ...]], sequence: Sequence[int]) -> None:
+    """Raises UserError for a sequence longer than the cases there are for it."""
+    there = len(groups[0]) if groups else 0
+    if min(sequence) < 1 or there < max(sequence):
+        raise UserError(
+            f"--sequence {max(sequence)}: there are {there} cases that do not contradict and can be asked; "
+            "ask for fewer"
+        )
+
+
+def unaskable(lm: LanguageModel, case: AnyCase, *, cot: bool) -> str:
+    """Why a case cannot be edited or asked with this model, whatever the method; "" where it can."""
+    try:
+        for edit in case.edits:
+            lm.find_subject(edit.prompt, edit.subject)
+        if isinstance(case, Case):
+            shots = len(lm.token_ids(COT_PROMPT)) if cot else 0
+            for question in case.questions:
+                if (length := shots + len(lm.token_ids(question))) >= lm.context:
+                    raise UserError(
+                        f"the question {question[:40]!r} has {length} tokens as it is asked, the model's "
+                        f"context is {lm.context}"
+                    )
+    except UserError as error:
+        return f"case {case.id}: {error}"
+    return ""
+
+
+def _apart(
+    groups: Sequence[tuple[AnyCase, ...]], misfits: Collection[str], sequence: bool
+) -> list[tuple[AnyCase, ...]]:
+    """The groups with each misfit in one of its own, where it fails alone; a sequence goes on without it."""
+    fitting = [tuple(case for case in group if case.id not in misfits) for group in groups]
+    alone = [(case,) for group in groups for case in group if case.id in misfits]
+    return [group for group in fitting if group] + ([] if sequence else alone)
 
 
 def _alike(

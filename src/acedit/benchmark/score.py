@@ -486,7 +486,7 @@ def interval(records: Sequence[Record], seed: int, draws: int = 1000) -> tuple[f
     """The 2.5th and 97.5th percentile of the mean, cases drawn with replacement.
 
     Where all are right, or none is, drawing shows no spread: then Clopper and Pearson's exact interval for
-    so many cases.
+    so many cases; of one case that is right in part nothing is known.
     """
     by_case: dict[str, list[float]] = defaultdict(list)
     for record in records:
@@ -498,6 +498,8 @@ def interval(records: Sequence[Record], seed: int, draws: int = 1000) -> tuple[f
     if total.sum() in (0, count.sum()):
         edge = least_share(len(total))
         return (edge, 1.0) if total.sum() else (0.0, 1 - edge)
+    if len(total) == 1:  # one case shows no spread either
+        return 0.0, 1.0
     picks = np.random.default_rng(seed).integers(0, len(total), (draws, len(total)))
     means = total[picks].sum(1) / count[picks].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])

@@ -105,10 +105,17 @@ def table2(rows: Rows) -> Table:
         (
             "avg. is over all cases; the paper's values are GPT-J / Qwen3-8B on MQuAKE-3K",
             "base: the unedited model on the original answers",
-            rows.together,
+            *_recall(rows),
+            *rows.together,
             *rows.notes,
         ),
     )
+
+
+def _recall(rows: Rows) -> list[str]:
+    """What the unedited model recalls of the original single hops under G.2, where it was asked."""
+    hops = [replace(r, right=r.mean) for r in picked(rows.of("base"), ["efficacy"])]
+    return [f"base recalls of a case's single hops under G.2 (%): {cell(hops)}"] if hops else []
 
 
 def table3(rows: Rows) -> Table:
@@ -127,7 +134,7 @@ def table3(rows: Rows) -> Table:
         tuple(body),
         (
             "specificity: other facts of the same subject, the same relation of other subjects",
-            rows.together,
+            *rows.together,
             *rows.notes,
         ),
     )  # fmt: skip
@@ -143,7 +150,8 @@ def table4(rows: Rows) -> Table:
         whole, query, value = found
         ours = picked(rows.of(method), ["subset"])
         before, after = (_share(picked(rows.of(m), ["subset"]))["value"] for m in (whole, method))
-        drop = f" (↓ {100 * (before - after) / before:.2f}%)" if before > 0 else ""
+        lost = 100 * (before - after) / before if before > 0 else 0.0
+        drop = f" ({'↓' if lost > 0 else '↑'} {abs(lost):.2f}%)" if before > 0 else ""
         cells = [cell(ours) + drop]
         for names in (["efficacy"], ["paraphrase"], list(SPECIFICITY)):
             first, then = (_share(picked(rows.of(m), names))["value"] for m in (whole, method))
@@ -161,7 +169,7 @@ def table4(rows: Rows) -> Table:
         tuple(body),
         (
             "layers by the plan's score, #1 the highest; ↓ % is of the whole method's average",
-            rows.together,
+            *rows.together,
             *rows.notes,
         ),
     )  # fmt: skip
@@ -188,7 +196,7 @@ def positions(rows: Rows) -> Table:
         "By position (%): direct answers by where the edit stands; all of them, direct and in thought",
         ("editor", *columns),
         tuple(body),
-        (*notes, rows.together, *rows.notes),
+        (*notes, *rows.together, *rows.notes),
     )
 
 
@@ -206,7 +214,7 @@ def probabilities(rows: Rows) -> Table:
         tuple(body),
         (
             "new against old object, by mean log p a token; greedy answers are what the other tables hold",
-            rows.together,
+            *rows.together,
         ),
     )
 
@@ -231,7 +239,7 @@ def whole_and_filtered(rows: Rows) -> Table:
         tuple(body),
         (
             "of questions: the share of a case's three answered right; all cases: also those the unedited "
-            "model did not answer", rows.together, *rows.notes,
+            "model did not answer", *rows.together, *rows.notes,
         ),
     )  # fmt: skip
 
@@ -255,7 +263,7 @@ def fluency(rows: Rows) -> Table:
         (
             "a mean over the groups of cases edited together; where the unedited model's is beyond its "
             "vocabulary, as the bundled one's, it never read such text and the ratio says nothing of fluency",
-            rows.together,
+            *rows.together,
             *rows.notes,
         ),
     )
@@ -296,7 +304,7 @@ def costs(rows: Rows) -> Table:
         (
             "rank: the largest of a patch; ‖Δ‖/‖W‖: of a patch's layers the largest"
             + (", and the largest of a sequence's patches" if last else ", mean over patches"),
-            rows.together,
+            *rows.together,
         ),
     )
 

@@ -324,7 +324,7 @@ def _show(args: argparse.Namespace) -> None:
             {name: rows.fewest.of(m) for name, m in against.items()},
             rows.cases,
         )
-        found["paired"] = replace(table, notes=(*table.notes, rows.fewest.together))
+        found["paired"] = replace(table, notes=(*table.notes, *rows.fewest.together))
     for table in found.values():
         print(f"\n{table.title}\n" + _laid_out(table))
     faults = _say_faults(args.folders[0])

@@ -425,7 +425,7 @@ def _check_fields(record: Mapping[str, Any]) -> None:
     for name, kind in kinds.items():
         if not isinstance(record[name], kind):
             raise TypeError(repr(name))
-    if not all(isinstance(row, dict) and "value" in row for row in record["scores"].values()):
+    if not all("value" in row for row in record["scores"].values() if isinstance(row, dict)):
         raise TypeError("'scores'")
     for name in ("modules", "fan_in_fan_out"):
         record["place"][name]

@@ -19,7 +19,10 @@ from acedit.lm.model import LanguageModel
 
 @dataclass(frozen=True)
 class Preset:
-    """A model's layers (from 0) and λ of Eq. 11 as published; n_layers says which model it is for."""
+    """A model's layers (from 0) and λ of Eq. 11 as published; v* is searched as for any model.
+
+    n_layers, n_neurons: which model it is for.
+    """
 
     name: str
     n_layers: int
@@ -36,8 +39,11 @@ class Preset:
         return f"preset {self.name} ({self.source}): " + "; ".join(self.notes)
 
     def fitted(self, lm: LanguageModel, method: Method) -> tuple[Plan, Method]:
-        """The plan, and `method` with the published λ. Raises UserError for a model of another shape, or a
-        method without planned layers, or of one layer: what its own paper chose is not among these."""
+        """The plan, and `method` with the published λ and no ridge.
+
+        Raises UserError for a model of another shape, or a method without planned layers, or of one layer:
+        what its own paper chose is not among these.
+        """
         if not method.ranged:
             raise UserError(
                 f"method {method.name!r} takes no layers from a preset; try ace-paper, memit or pmet"
@@ -49,7 +55,7 @@ class Preset:
             )
         said = f"{self.name}'s published layers ({self.source})"
         plan = Plan(self.value_layers, self.query_layers, reason={"query": said, "value": said})
-        return plan, replace(method, lam=self.lam / self.n_neurons)
+        return plan, replace(method, lam=self.lam / self.n_neurons, ridge=0.0)
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(

@@ -674,6 +674,8 @@ class _Item:
                 raise orig.fail(f"{triples}[{i}]", "is not a triple", "give [subject, relation, object]")
             if not all(isinstance(name, str) for name in (triple[1], *label)):
                 raise orig.fail(f"{triples}[{i}]", "holds something that is not a text", "give texts")
+            for name in (triple[1], *label):
+                orig.whole(f"{triples}[{i}]", name)
             one = Hop(hop.text("question"), hop.text("cloze"), hop.text("answer"), hop.texts("answer_alias"))
             if "wordings" in hop.row:
                 relation = hop.wordings(triple[1])

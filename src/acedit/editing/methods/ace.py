@@ -13,7 +13,7 @@ replayed is thought aloud. Started from the closed form it kept less (docs/decis
 
 from dataclasses import replace
 
-from acedit.editing.methods.method import Method
+from acedit.editing.methods.method import RIDGE, Method
 from acedit.editing.polish import Polish
 from acedit.editing.stages import Stage
 from acedit.knowledge.compose import Amounts
@@ -42,7 +42,7 @@ CLOSED = Method(
     amounts=AMOUNTS,
     lam=0.1,
     known=0.3,
-    ridge=0.03,
+    ridge=RIDGE,
 )
 
 METHODS = (

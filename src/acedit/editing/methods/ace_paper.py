@@ -12,7 +12,7 @@ moves attention beside it).
 
 from dataclasses import replace
 
-from acedit.editing.methods.method import Method
+from acedit.editing.methods.method import RIDGE, Method
 from acedit.editing.stages import Stage
 
 QUERY = Stage("query", kinds=("single",), token="subject", where="query", width=3, mean_keys=True)
@@ -22,6 +22,7 @@ PAPER = Method(
     summary="Algorithm 1: value layers, then query layers, each by its own v*, on single-hop prompts",
     stages=(Stage("value", kinds=("single",), token="last", where="value", mean_keys=True), QUERY),
     in_turn=True,
+    ridge=RIDGE,
     prefixes=3,
     essence=True,
     wordings=False,

@@ -13,5 +13,6 @@ METHODS = (
         name="alphaedit",
         summary="MEMIT in the null space of what is kept (Fang et al. 2025)",
         form="null",
+        ridge=0.0,
     ),
 )

@@ -3,7 +3,7 @@
 The second stage's targets are searched on the model as the first left it, at the last token.
 """
 
-from acedit.editing.methods.method import Method
+from acedit.editing.methods.method import RIDGE, Method
 from acedit.editing.stages import Stage
 
 METHODS = (
@@ -15,6 +15,7 @@ METHODS = (
             Stage("deep", kinds=("lead",), token="last", where="value"),
         ),
         in_turn=True,
+        ridge=RIDGE,
         prefixes=3,
         essence=True,
         wordings=False,

@@ -3,7 +3,7 @@
 Layers: the plan's query layers, three at least (published ones for two models: `presets`).
 """
 
-from acedit.editing.methods.method import Method
+from acedit.editing.methods.method import RIDGE, Method
 from acedit.editing.stages import Stage
 
 MEMIT = Method(
@@ -14,6 +14,7 @@ MEMIT = Method(
             "query", kinds=("single",), token="subject", where="query", spread="even", width=3, mean_keys=True
         ),
     ),
+    ridge=RIDGE,
     prefixes=3,
     essence=True,
     wordings=False,

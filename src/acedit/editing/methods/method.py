@@ -12,6 +12,8 @@ from acedit.knowledge.compose import Amounts, Kind
 
 Form = Literal["ridge", "equality", "null"]
 
+# Along directions that C's text hardly uses a write without it is as long as you like (docs/decisions.md).
+RIDGE = 0.03
 PRIMED = "-cot"  # ends the name of a method with primed prompts
 
 

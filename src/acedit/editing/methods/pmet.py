@@ -7,7 +7,7 @@ Deviation: the residual that is spread is what the stream still lacks after the 
 one layer writes is taken off the next one's; the authors' is what the last layer's FFN output lacks.
 """
 
-from acedit.editing.methods.method import Method
+from acedit.editing.methods.method import RIDGE, Method
 from acedit.editing.stages import Stage
 from acedit.editing.target import TargetSettings
 
@@ -27,6 +27,7 @@ METHODS = (
                 target=TargetSettings(attention=True),
             ),
         ),
+        ridge=RIDGE,
         prefixes=3,
         essence=True,
         wordings=False,

@@ -6,7 +6,7 @@ constraint for a batch at once, so one fact is the same edit by either.
 
 from dataclasses import replace
 
-from acedit.editing.methods.method import Method
+from acedit.editing.methods.method import RIDGE, Method
 from acedit.editing.stages import Stage
 
 EMMET = Method(
@@ -14,6 +14,7 @@ EMMET = Method(
     summary="single-hop prompts, subject token, one layer, equality for the batch (Gupta et al. 2024)",
     stages=(Stage("query", kinds=("single",), token="subject", where="query", deepest=True, mean_keys=True),),
     form="equality",
+    ridge=RIDGE,
     prefixes=3,
     essence=True,
     wordings=False,
