@@ -211,8 +211,8 @@ def main() -> None:
         return [Record(*row) for row in kept.of(f"{of_draw} {named(query, value)}", make)]
 
     top = best[:5]
-    print(f"\nsweep: {len(pairs)} pairs; the first of the ranking")
-    for q, v in best[:10]:
+    print(f"\nsweep: {len(pairs)} pairs, the best first")
+    for q, v in best:
         row = kept.rows[f"sweep {named(q, v)}"]
         print(f"  {named(q, v):16}", "  ".join(f"{k} {x:.2f}" for k, x in row.items()))
     results = {named(q, v): final(q, v) for q, v in top}

@@ -5,13 +5,15 @@
 
 The main table is of `main_table.py`: means over seeds, n of all seeds together, a column a method and number
 of cases at once; of a method that was run with several settings the last stand here. The README has some of
-its columns. Table 2 is the one that `acedit bench tables` left in results/bench_alone (each case by
-itself) and in results/bench_world (25 at once), without the paper's columns. The transcript is of
+its columns; docs/results.md has all, with 95% intervals (the seeds' own, joined) and what is right of all
+cases, the filter aside. Table 2 is the one that `acedit bench tables` left in results/bench_alone (each case
+by itself) and in results/bench_world (25 at once), without the paper's columns. The transcript is of
 results/demo.txt (`acedit demo > results/demo.txt`): the first case's answers and the scores.
 """
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +43,7 @@ ROWS = (
     ("specificity: same relation", "specificity_relation", "0.97 / 0.95"),
     ("specificity: unrelated chains", "specificity_chain", "0.97 / 0.95"),
 )
+CHAINS = ("implicit", "explicit", "middle", "direct", "cot")  # what the filter is of
 COSTS = (
     ("seconds a fact, one thread", "seconds_per_fact", ".1f"),
     ("rank", "rank", ".0f"),
@@ -53,7 +56,35 @@ def seedless(run: dict[str, Any]) -> dict[str, object]:
     return {name: value for name, value in run["settings"].items() if name != "seed"}
 
 
-def table(shown: Sequence[tuple[str, str, str]]) -> str:
+def filtered(scores: Sequence[dict[str, float]]) -> str:
+    """The mean over seeds, and n of all."""
+    some = [score for score in scores if score["n"]]
+    value = sum(score["value"] for score in some) / len(some)
+    return f"{value:.2f} ({sum(score['n'] for score in some):.0f})"
+
+
+def with_interval(scores: Sequence[dict[str, float]]) -> str:
+    """The same with its interval: each end as far off as the seeds' own ends are, in square, together."""
+    some = [score for score in scores if score["n"]]
+    value = sum(score["value"] for score in some) / len(some)
+    off = [
+        math.sqrt(sum((score[end] - score["value"]) ** 2 for score in some)) / len(some)
+        for end in ("low", "high")
+    ]
+    ends = f"[{max(0.0, value - off[0]):.2f}, {min(1.0, value + off[1]):.2f}]"
+    return f"{value:.2f} {ends} ({sum(score['n'] for score in some):.0f})"
+
+
+def unfiltered(scores: Sequence[dict[str, float]]) -> str:
+    """Of all cases, also those that the unedited model does not answer."""
+    some = [score for score in scores if score["n_unfiltered"]]
+    value = sum(score["unfiltered"] for score in some) / len(some)
+    return f"{value:.2f} ({sum(score['n_unfiltered'] for score in some):.0f})"
+
+
+def table(
+    shown: Sequence[tuple[str, str, str]], cell: Callable[[Sequence[dict[str, float]]], str] = filtered
+) -> str:
     """A column for each of `shown`: a file of results/, a method in it, and what is said of it."""
     columns = []
     for file, method, at_once in shown:
@@ -64,12 +95,12 @@ def table(shown: Sequence[tuple[str, str, str]]) -> str:
     lines = ["|  | goal, 1 / 25 at once | " + " | ".join(name for name, _ in columns) + " |"]
     lines.append("|" + "---|" * (len(columns) + 2))
     for label, metric, goal in ROWS:
-        cells = []
-        for _, runs in columns:
-            scores = [run["scores"][metric] for run in runs if run["scores"][metric]["n"]]
-            value = sum(score["value"] for score in scores) / len(scores)
-            cells.append(f"{value:.2f} ({sum(score['n'] for score in scores):.0f})")
+        if cell is unfiltered and metric not in CHAINS:
+            continue
+        cells = [cell([run["scores"][metric] for run in runs]) for _, runs in columns]
         lines.append(f"| {label} | {goal} | " + " | ".join(cells) + " |")
+    if cell is unfiltered:
+        return "\n".join(lines) + "\n"
     for label, cost, form in COSTS:
         cells = [f"{sum(run['cost'][cost] for run in runs) / len(runs):{form}}" for _, runs in columns]
         lines.append(f"| {label} |  | " + " | ".join(cells) + " |")
@@ -106,7 +137,8 @@ def demo() -> str:
 BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
     "demo": ("README.md", demo),
     "summary": ("README.md", lambda: table(SUMMARY)),
-    "table": ("docs/results.md", lambda: table(COLUMNS)),
+    "table": ("docs/results.md", lambda: table(COLUMNS, with_interval)),
+    "unfiltered": ("docs/results.md", lambda: table(COLUMNS, unfiltered)),
     "table 2 alone": ("docs/results.md", lambda: table_2("bench_alone")),
     "table 2": ("docs/results.md", lambda: table_2("bench_world")),
 }

@@ -69,7 +69,7 @@ def _train(args: argparse.Namespace) -> None:
         raise UserError("--shape further goes on from another run: name its folder with --start")
     folder = train(Path(args.out), settings, say=progress.say, device=args.device, start=start)
     rows = measure(load(folder), build_world(), seed=args.seed, say=progress.say)
-    said = recorded(settings, start)
+    said = {"shape": args.shape, **recorded(settings, start)}
     write_card(folder, rows, said)
     print(f"model in {folder}\n{card_table(rows)}")
     write_result(

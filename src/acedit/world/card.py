@@ -110,6 +110,7 @@ def card_table(rows: Sequence[CardRow]) -> str:
 def card_text(rows: Sequence[CardRow], settings: Mapping[str, Any]) -> str:
     """The whole card."""
     said = ", ".join(f"{name} {value}" for name, value in settings.items())
+    shape = f" --shape {settings['shape']}" if "shape" in settings else ""
     return f"""\
 ---
 license: mit
@@ -119,7 +120,7 @@ pipeline_tag: text-generation
 # A model of acedit's world
 
 A small model that learned a world of real MQuAKE facts among invented ones, made by
-`acedit world train`. It is for showing and testing edits; what it says is no knowledge.
+`acedit world train{shape}`. It is for showing and testing edits; what it says is no knowledge.
 
 {card_table(rows)}
 
