@@ -3,19 +3,22 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import acedit
+from acedit.attribution.layers import measure
 from acedit.attribution.plan import Plan
+from acedit.editing import target
 from acedit.editing.batch import Batch
 from acedit.editing.edit import _primed, edit, ended, own_answers
 from acedit.editing.keys import keys_at
-from acedit.editing.methods import Method, method, methods
-from acedit.editing.patch import Patch
+from acedit.editing.methods import Method, ace_letter, method, methods
+from acedit.editing.patch import Patch, edits_on
 from acedit.errors import UserError
-from acedit.knowledge.compose import Prompt, asked
+from acedit.knowledge.compose import Composer, Prompt, asked
 from acedit.knowledge.facts import Edit, Fact
 from acedit.knowledge.relations import mquake
 from acedit.lm.model import LanguageModel
@@ -84,6 +87,32 @@ def test_every_method_moves_the_model_towards_the_edit(name: str, tmp_path: Path
     assert patch.edits == tuple(EDITS)
     again = edit(lm, EDITS, known=KNOWN, method=short(name), plan=PLAN, cache_dir=tmp_path)
     assert again.id == patch.id
+
+
+def test_the_letter_takes_its_layers_from_the_scores_and_one_target_for_both_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_lm("qwen3")
+    table = measure(lm, EDITS, Composer(EDITS, KNOWN).prompts())
+    top = max(range(lm.n_layers), key=lambda layer: table.value[layer])
+    searches, ranked = [], []
+
+    def search(*given: Any, **more: Any) -> Any:
+        searches.append(given[2])
+        return target.search(*given, **more)
+
+    def query_layers(lm: LanguageModel, *_: Any) -> list[float]:
+        ranked.append([edit.subject for edit in edits_on(lm)])
+        return [float(layer == 1) for layer in range(lm.n_layers)]
+
+    monkeypatch.setattr(ace_letter, "LAYERS", 1)
+    monkeypatch.setattr(ace_letter, "search", search)
+    monkeypatch.setattr(ace_letter, "_query_layers", query_layers)
+    patch = edit(lm, EDITS, known=KNOWN, method="ace-paper-letter", cache_dir=tmp_path)
+    assert {update.layer for update in patch.updates} == {top, 1}
+    assert searches == [top]
+    assert ranked == [[one.subject for one in EDITS]], "once, on the model as the first stage left it"
+    assert not edits_on(lm)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2", "olmo2", "phi3"])

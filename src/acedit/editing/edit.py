@@ -24,14 +24,14 @@ import torch
 from acedit.attribution.plan import Plan
 from acedit.editing.batch import split
 from acedit.editing.keys import edited_keys
-from acedit.editing.methods import Method
+from acedit.editing.methods import Beside, Method
 from acedit.editing.methods import method as named_method
 from acedit.editing.patch import LayerUpdate, Patch, place_of
 from acedit.editing.polish import polish
 from acedit.editing.preserve import metric_beside, metric_of, text_of
 from acedit.editing.sayable import unsayable
 from acedit.editing.solve import Metric
-from acedit.editing.stages import Stage, Update, Writing, sweep, updates_in
+from acedit.editing.stages import Stage, Update, Writing, added_up, sweep, updates_in
 from acedit.editing.target import search
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt, Wordings, asked_thoughts
@@ -257,7 +257,14 @@ def _write(
     held = [p for p in prompts if p.kind in KEPT]
     single = [p for p in prompts if p.kind not in KEPT]
     if chosen.writer:
-        made: list[Update] = import_module(chosen.writer).write(lm, edits, prompts)
+
+        def written(writings: Sequence[Writing], layers: Sequence[int]) -> list[Update]:
+            metric = metric_of(lm, chosen, texts(), layers, [], cache_dir, edits, tell)
+            tell("writing layer by layer")
+            return swept(lm, writings, metric, chosen)
+
+        beside_it = Beside(essence, written, tell)
+        made: list[Update] = import_module(chosen.writer).write(lm, edits, prompts, beside_it)
         return made
     touched = sorted({layer for stage in chosen.stages for layer in _layers(stage, plan, chosen)})
     if chosen.layers == "all":
@@ -287,7 +294,7 @@ def _write(
                     writings = _targets(lm, group, essence, stages, plan, chosen, len(edits), tell)
                     tell("writing layer by layer")
                     more = swept(lm, writings, metric, chosen)
-                updates = _added(updates, more)
+                updates = added_up(updates, more)
     else:
         zero = torch.zeros(lm.d_model, 1, device=lm.device)
         updates = [Update(layer, zero, torch.zeros(1, lm.n_neurons, device=lm.device)) for layer in touched]
@@ -410,17 +417,6 @@ def _targets(
         )
         writings.append(Writing(stage, layers, batches, targets))
     return writings
-
-
-def _added(updates: Sequence[Update], more: Sequence[Update]) -> list[Update]:
-    """Both sets of updates, one a layer: factors side by side."""
-    by_layer: dict[int, list[Update]] = {}
-    for update in [*updates, *more]:
-        by_layer.setdefault(update.layer, []).append(update)
-    return [
-        Update(layer, torch.cat([u.left for u in some], dim=1), torch.cat([u.right for u in some]))
-        for layer, some in sorted(by_layer.items())
-    ]
 
 
 def _primed(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:

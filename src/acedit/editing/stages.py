@@ -13,7 +13,7 @@ stops the second search early (docs/decisions.md): do not reorder.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -191,12 +191,21 @@ def into_down_space(
 
 @dataclass(frozen=True)
 class Writing:
-    """A stage bound to its layers, its prompts and its targets."""
+    """A stage bound to its layers, its prompts and its targets.
+
+    aim: a layer, and where the stream of each batch's rows should be after it; None: after the stage's last
+    layer, as far off as the targets say from where it now is.
+    """
 
     stage: Stage
     layers: tuple[int, ...]
     batches: tuple[Batch, ...]
     targets: Targets
+    aim: tuple[int, list[Tensor]] | None = None
+
+    def aimed(self, lm: LanguageModel) -> "Writing":
+        """The writing with its aim fixed on the model as it stands."""
+        return replace(self, aim=(self.layers[-1], _wanted(lm, self)))
 
 
 def sweep(
@@ -211,17 +220,16 @@ def sweep(
     metric, slack: see `solve`; asked for a layer and its keys' mean squared length, on the model as it
     then is. Returns one update a layer; the model is as before.
     """
-    wanted = [_wanted(lm, w) for w in writings]
+    aims = [w.aim or (w.layers[-1], _wanted(lm, w)) for w in writings]
     updates: list[Update] = []
     for layer in sorted({layer for w in writings for layer in w.layers}):
         with updates_in(lm, updates):
             columns, residuals = [], []
-            for writing, goals in zip(writings, wanted, strict=True):
+            for writing, (top, goals) in zip(writings, aims, strict=True):
                 if layer not in writing.layers:
                     continue
                 remaining = len([x for x in writing.layers if x >= layer])
                 share = 1 / remaining if writing.stage.spread == "even" else remaining**-0.5
-                top = writing.layers[-1]
                 keys_of, residuals_of = [], []
                 for batch, goal in zip(writing.batches, goals, strict=True):
                     position = batch.positions(writing.stage.token)
@@ -242,6 +250,17 @@ def sweep(
         left, right = solve(residual.T, keys.T, q, slack=slack)
         updates.append(Update(layer, left, right))
     return updates
+
+
+def added_up(updates: Sequence[Update], more: Sequence[Update]) -> list[Update]:
+    """Both sets of updates, one a layer: factors side by side."""
+    by_layer: dict[int, list[Update]] = {}
+    for update in [*updates, *more]:
+        by_layer.setdefault(update.layer, []).append(update)
+    return [
+        Update(layer, torch.cat([u.left for u in some], 1), torch.cat([u.right for u in some]))
+        for layer, some in sorted(by_layer.items())
+    ]
 
 
 def mean_by(edit: Tensor, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "edits width"]:

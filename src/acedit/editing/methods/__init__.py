@@ -10,12 +10,12 @@ from functools import cache
 from importlib import import_module
 from types import MappingProxyType
 
-from acedit.editing.methods.method import Method, unprimed
+from acedit.editing.methods.method import Beside, Method, unprimed
 from acedit.errors import UserError
 
 _MODULES = (
-    "ace", "ace_paper", "alphaedit", "base", "ft", "ft_same", "ifmet", "ike", "kn", "lora", "mello",
-    "memit", "mend", "pmet", "rome",
+    "ace", "ace_paper", "ace_letter", "alphaedit", "base", "ft", "ft_same", "ifmet", "ike", "kn", "lora",
+    "mello", "memit", "mend", "pmet", "rome",
 )  # fmt: skip
 
 
@@ -38,4 +38,4 @@ def method(name: str) -> Method:
     return methods()[name]
 
 
-__all__ = ["Method", "method", "methods", "unprimed"]
+__all__ = ["Beside", "Method", "method", "methods", "unprimed"]

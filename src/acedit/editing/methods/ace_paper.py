@@ -3,11 +3,11 @@
 `ace-paper` follows Algorithm 1: single-hop prompts for both stages, value layers written before the query
 stage looks for its targets. `ace-paper-hops` is section 5's: multi-hop prompts for the value stage.
 
-Deviations from the algorithm as printed: each stage searches a v* of its own at its own token (printed: one
-for both, of which the value write leaves the query layers little to write); the query layers are those of the
-plan, found before anything is written (printed: after the value write); the plan's layers are by the reach of
-v* rather than by Eq. 9 and 10 (docs/decisions.md); v* moves the stream alone (PMET, the paper's backbone,
-moves attention beside it).
+Deviations from the algorithm as printed (`ace-paper-letter` has none of them): each stage searches a v* of
+its own at its own token (printed: one for both, of which the value write leaves the query layers little to
+write); the query layers are those of the plan, found before anything is written (printed: after the value
+write); the plan's layers are by the reach of v* rather than by Eq. 9 and 10 (docs/decisions.md); v* moves the
+stream alone (PMET, the paper's backbone, moves attention beside it).
 """
 
 from dataclasses import replace

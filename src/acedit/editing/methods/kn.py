@@ -20,7 +20,7 @@ from torch import Tensor
 from acedit.attribution.layers import old_answers, signs
 from acedit.editing.batch import Batch, split
 from acedit.editing.keys import keys_at
-from acedit.editing.methods.method import Method
+from acedit.editing.methods.method import Beside, Method
 from acedit.editing.stages import Update
 from acedit.knowledge.compose import Amounts, Prompt
 from acedit.knowledge.facts import Edit
@@ -47,7 +47,7 @@ METHODS = (
 )
 
 
-def write(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> list[Update]:
+def write(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], _: Beside) -> list[Update]:
     """One update a layer that holds a knowledge neuron of some edit, of rank one an edit."""
     single = [p for p in prompts if p.kind == "single"]
     old = old_answers(lm, edits, [next(p for p in single if p.edit == i) for i in range(len(edits))])

@@ -6,7 +6,7 @@
 from collections.abc import Sequence
 
 from acedit.editing.hyper import digest, load
-from acedit.editing.methods.method import Method
+from acedit.editing.methods.method import Beside, Method
 from acedit.editing.stages import Update
 from acedit.knowledge.compose import Amounts, Prompt
 from acedit.knowledge.facts import Edit
@@ -27,6 +27,6 @@ def state(fingerprint: str) -> str:
     return digest(fingerprint)
 
 
-def write(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> list[Update]:
+def write(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], _: Beside) -> list[Update]:
     """One update for each of the editor's layers, from all edits at once. Raises UserError without one."""
     return load(lm).updates(lm, [p for p in prompts if p.kind == "single"])

@@ -1,14 +1,14 @@
 """What a method states: its stages, its weights of preservation, and whether gradients follow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Literal
 
 from acedit.editing.polish import Polish
-from acedit.editing.stages import Stage
+from acedit.editing.stages import Stage, Update, Writing
 from acedit.errors import UserError
-from acedit.knowledge.compose import Amounts, Kind
+from acedit.knowledge.compose import Amounts, Kind, Prompt
 
 Form = Literal["ridge", "equality", "null"]
 
@@ -20,6 +20,19 @@ PRIMED = "-cot"  # ends the name of a method with primed prompts
 def unprimed(name: str) -> str:
     """A method's name without what `Method.with_cot_prompts` puts to it."""
     return name.removesuffix(PRIMED)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a writer has beside edits and prompts.
+
+    essence: prompts that v* is held to (Eq. 13's KL). swept: the closed form over some writings, given the
+    layers they write. tell: told what is done.
+    """
+
+    essence: Sequence[Prompt]
+    swept: Callable[[Sequence[Writing], Sequence[int]], list[Update]]
+    tell: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,8 @@ class Method:
     steps pull.
     ends: the token that ends an answer is learned with it (`edit.ended`).
     primed: each prompt that thinks aloud is repeated behind the shots of appendix G.1 (section 6.2).
-    writer: a module whose `write(lm, edits, prompts)` makes the updates, for methods that have no stages; its
+    writer: a module whose `write(lm, edits, prompts, beside)` makes the updates, for methods that have no
+    stages of their own; its
     `state(fingerprint)`, if any, names files that it reads (`Method.state`).
     reader: a module whose `Reader` answers prompts with what its `remember` kept; no weights change.
     skip_query, skip_value: how many of its layers are left out, the most important first by the plan's score.
