@@ -13,10 +13,11 @@ from acedit.attribution.layers import measure
 from acedit.attribution.plan import Plan
 from acedit.editing import target
 from acedit.editing.batch import Batch
-from acedit.editing.edit import _primed, edit, ended, own_answers
+from acedit.editing.edit import _primed, edit, ended, own_answers, swept
 from acedit.editing.keys import keys_at
 from acedit.editing.methods import Method, ace_letter, method, methods
 from acedit.editing.patch import Patch, edits_on
+from acedit.editing.stages import mean_by
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt, asked
 from acedit.knowledge.facts import Edit, Fact
@@ -312,6 +313,40 @@ def test_rome_is_emmet_for_one_fact(tmp_path: Path) -> None:
     )
     for a, b in zip(rome.updates, emmet.updates, strict=True):
         torch.testing.assert_close(a.left @ a.right, b.left @ b.right)
+    both = [
+        edit(lm, EDITS, known=KNOWN, method=name, plan=PLAN, cache_dir=tmp_path).updates[0].delta()
+        for name in ("rome", "emmet")
+    ]
+    assert not torch.allclose(*both, atol=1e-3), (
+        "of two facts ROME's second v* is searched after the first write"
+    )
+
+
+@pytest.mark.parametrize(("name", "exact"), [("emmet", True), ("memit", False)])
+def test_with_an_equality_in_the_stream_is_where_it_was_aimed(
+    name: str, exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W'k = Wk + r with the patch on (Gupta et al. 2024, Eq. 8), where MEMIT makes a compromise with C."""
+    lm = tiny_lm("qwen3", dtype=torch.float64)
+    kept: list[Any] = []
+
+    def recorded(lm: LanguageModel, writings: Any, *given: Any) -> Any:
+        kept.extend(writing.aimed(lm) for writing in writings)
+        return swept(lm, writings, *given)
+
+    monkeypatch.setattr("acedit.editing.edit.swept", recorded)
+    plan = Plan((2,), (0,))
+    patch = edit(
+        lm, EDITS, known=KNOWN, method=replace(method(name), lam=10.0), plan=plan, cache_dir=tmp_path
+    )
+    (writing,) = kept
+    assert writing.aim is not None
+    layer, goals = writing.aim
+    with patch.applied(lm):
+        now = [keys_at(lm, b.encoded, layer, b.positions(writing.stage.token))[1] for b in writing.batches]
+    edits = torch.cat([b.edits() for b in writing.batches])
+    means = [mean_by(edits, torch.cat(rows).double()) for rows in (goals, now)]
+    assert torch.allclose(*means, atol=1e-4) is exact
 
 
 def test_a_method_says_what_it_is() -> None:

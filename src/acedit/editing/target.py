@@ -94,7 +94,7 @@ def search(
         nll = torch.zeros(n_edits, device=lm.device)
         for run in runs:
             pull, hold = run.losses(leaf)
-            nll = nll.index_add(0, run.edit[run.wants], pull.detach())
+            nll = nll.index_add(0, run.edit[run.wants], pull.detach().float())
             pulled = (pull / wanted[run.edit[run.wants]]).sum()
             (pulled + settings.kl * (hold / kept[run.edit[~run.wants]]).sum()).backward()
         loss = torch.where(moving, nll / wanted.clamp(min=1), loss)
@@ -131,7 +131,7 @@ def loss_with(
     total = torch.zeros(len(delta), device=lm.device)
     count = torch.zeros_like(total)
     for run in _runs(lm, batches, layer, token, attention=False):
-        nll, _ = run.losses(delta[None])
+        nll = run.losses(delta[None])[0].float()
         edit = run.edit[run.wants]
         total = total.index_add(0, edit, nll)
         count = count.index_add(0, edit, torch.ones_like(nll))

@@ -100,7 +100,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim of the paper with its figure, ours beside it, and whether they agree (None: no such figure)."""
+    """A claim of the paper with its figure, ours beside it, and whether they agree (None: it has no such
+    figure, or ours cannot tell)."""
 
     claim: str
     paper: str
@@ -110,7 +111,7 @@ class Finding:
     @property
     def verdict(self) -> str:
         """Whether they agree, in words."""
-        return {True: "agrees", False: "does not agree", None: "no figure to hold it to"}[self.agrees]
+        return {True: "agrees", False: "does not agree", None: "no verdict"}[self.agrees]
 
     def told(self) -> str:
         """All of it as running text, for a page."""
