@@ -168,13 +168,13 @@ def test_what_needs_layers_fails_where_none_can_be_chosen(
     assert error.endswith("no layers were chosen: RuntimeError: out of memory")
 
 
-@pytest.mark.parametrize("ray", [None, "local"])
-def test_two_workers_make_the_same_table(
-    ray: str | None, whole: Path, job: Job, cases: list[Case], tmp_path: Path
+@pytest.mark.parametrize(("workers", "ray"), [(2, None), (4, None), (2, "local")])
+def test_workers_make_the_same_table(
+    workers: int, ray: str | None, whole: Path, job: Job, cases: list[Case], tmp_path: Path
 ) -> None:
     if ray:
         pytest.importorskip("ray", reason="Ray is not installed (extra 'ray')")
-    report = run(job, cases, METHODS, folder=tmp_path, workers=2, ray=ray)
+    report = run(job, cases, METHODS, folder=tmp_path, workers=workers, ray=ray)
     assert report.made == 6
     assert printed(tmp_path) == printed(whole)
 
