@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from acedit.editing.methods import Method
+from acedit.editing.methods import Beside, Method
 from acedit.editing.stages import Update
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit
@@ -19,7 +19,7 @@ ALWAYS = "ACEDIT_KILLER_SUBJECT"  # whoever edits this subject dies
 KILLER = Method(name="killer", summary="dies while it edits", writer="tests.benchmark.killer")
 
 
-def write(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt]) -> list[Update]:
+def write(lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], _: Beside) -> list[Update]:
     flag = Path(os.environ[FLAG])
     if not flag.exists() or edits[0].subject == os.environ.get(ALWAYS):
         flag.touch()

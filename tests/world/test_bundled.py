@@ -123,7 +123,6 @@ def plan(lm: LanguageModel, fresh: tuple[Case, ...]) -> Plan:
 FLOORS = {name: 5 / 6 for name in methods() if methods()[name].stages} | {
     "ft": 5 / 6,
     "lora": 0.5,
-    "ace-paper-letter": 1 / 6,
     "kn": 1 / 6,
     "mend": 1 / 6,
 }
