@@ -50,7 +50,7 @@ PAPER4: Mapping[tuple[int, int], tuple[str, str, str, str]] = {
 }
 """Table 4, % (GPT-J / Qwen3-8B), by skipped query and value layers: average, then Table 3's three."""
 
-IN_PAPER = {"ace-paper": "ace", "ace-paper-hops": "ace"}
+IN_PAPER = {"ace-paper": "ace", "ace-paper-hops": "ace", "ace-paper-letter": "ace"}
 """What the paper calls a method, where it is another name."""
 
 CURVES = (
