@@ -43,7 +43,8 @@ ROWS = (
     ("specificity: same relation", "specificity_relation", "0.97 / 0.95"),
     ("specificity: unrelated chains", "specificity_chain", "0.97 / 0.95"),
 )
-CHAINS = ("implicit", "explicit", "middle", "direct", "cot")  # what the filter is of
+CHAINS = tuple(row for row in ROWS if row[1] in ("implicit", "explicit", "middle", "direct", "cot"))
+"""What the filter is of."""
 COSTS = (
     ("seconds a fact, one thread", "seconds_per_fact", ".1f"),
     ("rank", "rank", ".0f"),
@@ -56,51 +57,68 @@ def seedless(run: dict[str, Any]) -> dict[str, object]:
     return {name: value for name, value in run["settings"].items() if name != "seed"}
 
 
-def filtered(scores: Sequence[dict[str, float]]) -> str:
-    """The mean over seeds, and n of all."""
-    some = [score for score in scores if score["n"]]
-    value = sum(score["value"] for score in some) / len(some)
-    return f"{value:.2f} ({sum(score['n'] for score in some):.0f})"
+Scores = Sequence[dict[str, float]]
+"""One metric's scores of a method, a seed each."""
 
 
-def with_interval(scores: Sequence[dict[str, float]]) -> str:
+def mean(scores: Scores, value: str, n: str = "n") -> tuple[float, float]:
+    """The mean over the seeds that have cases, and n of all."""
+    some = [score for score in scores if score[n]]
+    return sum(score[value] for score in some) / len(some), sum(score[n] for score in some)
+
+
+def filtered(scores: Scores) -> str:
+    """The share and n."""
+    value, n = mean(scores, "value")
+    return f"{value:.2f} ({n:.0f})"
+
+
+def with_interval(scores: Scores) -> str:
     """The same with its interval: each end as far off as the seeds' own ends are, in square, together."""
+    value, n = mean(scores, "value")
     some = [score for score in scores if score["n"]]
-    value = sum(score["value"] for score in some) / len(some)
     off = [
         math.sqrt(sum((score[end] - score["value"]) ** 2 for score in some)) / len(some)
         for end in ("low", "high")
     ]
-    ends = f"[{max(0.0, value - off[0]):.2f}, {min(1.0, value + off[1]):.2f}]"
-    return f"{value:.2f} {ends} ({sum(score['n'] for score in some):.0f})"
+    return f"{value:.2f} [{max(0.0, value - off[0]):.2f}, {min(1.0, value + off[1]):.2f}] ({n:.0f})"
 
 
-def unfiltered(scores: Sequence[dict[str, float]]) -> str:
+def unfiltered(scores: Scores) -> str:
     """Of all cases, also those that the unedited model does not answer."""
-    some = [score for score in scores if score["n_unfiltered"]]
-    value = sum(score["unfiltered"] for score in some) / len(some)
-    return f"{value:.2f} ({sum(score['n_unfiltered'] for score in some):.0f})"
+    value, n = mean(scores, "unfiltered", "n_unfiltered")
+    return f"{value:.2f} ({n:.0f})"
 
 
-def table(
-    shown: Sequence[tuple[str, str, str]], cell: Callable[[Sequence[dict[str, float]]], str] = filtered
-) -> str:
-    """A column for each of `shown`: a file of results/, a method in it, and what is said of it."""
+def columns_of(shown: Sequence[tuple[str, str, str]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """A head and its runs for each of `shown`: a file of results/, a method in it, and what is said of it."""
     columns = []
     for file, method, at_once in shown:
         runs = json.loads((HERE / "results" / file).read_text("utf-8"))
         of_method = [run for run in runs if run["settings"]["method"] == method]
         some = [run for run in of_method if seedless(run) == seedless(of_method[-1])]
         columns.append((f"{method}, {at_once}", some))
+    return columns
+
+
+def scored(
+    shown: Sequence[tuple[str, str, str]],
+    cell: Callable[[Scores], str],
+    rows: Sequence[tuple[str, str, str]] = ROWS,
+) -> list[str]:
+    """The lines of a table of scores, its head first."""
+    columns = columns_of(shown)
     lines = ["|  | goal, 1 / 25 at once | " + " | ".join(name for name, _ in columns) + " |"]
     lines.append("|" + "---|" * (len(columns) + 2))
-    for label, metric, goal in ROWS:
-        if cell is unfiltered and metric not in CHAINS:
-            continue
+    for label, metric, goal in rows:
         cells = [cell([run["scores"][metric] for run in runs]) for _, runs in columns]
         lines.append(f"| {label} | {goal} | " + " | ".join(cells) + " |")
-    if cell is unfiltered:
-        return "\n".join(lines) + "\n"
+    return lines
+
+
+def table(shown: Sequence[tuple[str, str, str]], cell: Callable[[Scores], str] = filtered) -> str:
+    """Scores, and below them what it cost."""
+    lines, columns = scored(shown, cell), columns_of(shown)
     for label, cost, form in COSTS:
         cells = [f"{sum(run['cost'][cost] for run in runs) / len(runs):{form}}" for _, runs in columns]
         lines.append(f"| {label} |  | " + " | ".join(cells) + " |")
@@ -138,7 +156,7 @@ BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
     "demo": ("README.md", demo),
     "summary": ("README.md", lambda: table(SUMMARY)),
     "table": ("docs/results.md", lambda: table(COLUMNS, with_interval)),
-    "unfiltered": ("docs/results.md", lambda: table(COLUMNS, unfiltered)),
+    "unfiltered": ("docs/results.md", lambda: "\n".join(scored(COLUMNS, unfiltered, CHAINS)) + "\n"),
     "table 2 alone": ("docs/results.md", lambda: table_2("bench_alone")),
     "table 2": ("docs/results.md", lambda: table_2("bench_world")),
 }

@@ -652,30 +652,27 @@ def full_disk(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def full_to_tokenizers(*_: Any, **__: Any) -> None:
+    raise Exception("No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("saves", "full"),
+    [
+        ("transformers.PreTrainedModel.save_pretrained", full_disk),
+        ("transformers.PreTrainedTokenizerBase.save_pretrained", full_to_tokenizers),
+    ],
+)
 def test_disk_full_while_a_checkpoint_is_saved(
+    saves: str,
+    full: Callable[..., None],
     fails: Callable[..., str],
     model_dir: Path,
     patch_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full_disk)
-    out = tmp_path / "edited"
-    assert "No space left" in fails("patch", "apply", model_dir, patch_dir, "--out", out)
-    assert not out.exists() and not list(tmp_path.glob(".edited*"))
-
-
-def test_disk_full_while_a_tokenizer_is_saved(
-    fails: Callable[..., str],
-    model_dir: Path,
-    patch_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise Exception("No space left on device (os error 28)")  # as tokenizers does
-
-    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+    monkeypatch.setattr(saves, full)
     out = tmp_path / "edited"
     assert "No space left" in fails("patch", "apply", model_dir, patch_dir, "--out", out)
     assert not out.exists() and not list(tmp_path.glob(".edited*"))

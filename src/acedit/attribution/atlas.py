@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from acedit.attribution.directions import (
+    lengths,
     longest_row,
     neuron_directions,
     refuse_other,
@@ -111,8 +112,7 @@ def _layer(
             start += len(tile)
         assert best is not None
         assert worst is not None
-        lengths = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
-        slack = rounding(lm.d_model, vectors.dtype) * longest * lengths.to(vectors)
+        slack = rounding(lm.d_model, vectors.dtype) * longest * lengths(vectors).to(vectors)
         parts["high"].append(best[0][:, 0] + slack)
         parts["low"].append(worst[0][:, 0] - slack)
         parts["top"].append(best[1].int())

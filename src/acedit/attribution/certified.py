@@ -29,9 +29,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from acedit.attribution.directions import neuron_directions, rounding, unscaled, whole_products
+from acedit.attribution.directions import lengths, neuron_directions, rounding, unscaled, whole_products
 from acedit.attribution.spread import Spread, measure_spread
-from acedit.attribution.value import Neuron, Tokens, readings
+from acedit.attribution.value import Neuron, Tokens, readings, refuse_unlike
 from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import Trace, trace
@@ -268,7 +268,7 @@ class _Board:
     def _bound(self, layer: int) -> None:
         lm = self._lm
         vectors = lm.subvalues(layer).to(lm.device, self._work)
-        lengths = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
+        long = lengths(vectors)
         rows = torch.arange(len(self._at.row), device=lm.device) * lm.n_layers + layer
         # γ goes to the few readers instead of the many neurons.
         readers = self._base.pulls[rows]
@@ -288,7 +288,7 @@ class _Board:
             low, high = self._base.bounds(
                 rows[some],
                 products[:, some].transpose(0, 1).double() * scale[some, :, None],
-                off[some, None] * lengths * size,
+                off[some, None] * long * size,
                 self._spread.energy[layer] * (size * stretched[some]).square(),
                 self._spread.reach[layer] * size * stretched[some],
             )
@@ -328,8 +328,7 @@ class _Board:
             scale,
             at.token[reading],
         )
-        lengths = torch.linalg.vector_norm(directions, dim=1, dtype=torch.float64)
-        reach = self._spread.longest * lengths[which] * scale.abs()
+        reach = self._spread.longest * lengths(directions)[which] * scale.abs()
         off = rounding(lm.d_model, dtype) + self._off[reading, layer[which]]
         error = 2 * off * reach + coarseness(dtype, reach, self._least[row]) + self._doubt[row]
         total = torch.zeros(len(places), dtype=torch.float64, device=lm.device)
@@ -564,8 +563,7 @@ def _boards(
     """Boards of as many prompts as keep their distributions within `ROOM`, one at least; one board for all if
     `together`."""
     spread = (spread or measure_spread(lm)).checked(lm)
-    if len(prompts) != len(answers):
-        raise UserError(f"{len(prompts)} prompts but {len(answers)} answers: give one answer a prompt")
+    refuse_unlike(prompts, answers)
     if not prompts:
         raise UserError("there are no prompts to score: give at least one")
     each = (

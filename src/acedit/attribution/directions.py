@@ -58,6 +58,12 @@ def rounding(d_model: int, dtype: torch.dtype) -> float:
     return (d_model + 4) * torch.finfo(dtype).eps
 
 
+def lengths(vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
+    """Of each row, in float64: squares of a float32 vanish below some 1e-23."""
+    found: Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
+    return found
+
+
 @contextmanager
 def whole_products(device: torch.device) -> Iterator[None]:
     """Float32 products in float32 while inside, whatever the process allows (TF32, bf16, autocast)."""

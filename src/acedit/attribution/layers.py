@@ -15,8 +15,7 @@ from torch import Tensor
 from acedit.attribution.certified import Certified, certified_layer_sums, certified_top
 from acedit.attribution.query import QueryScores, query_scores
 from acedit.attribution.spread import Spread, measure_spread
-from acedit.attribution.value import Neuron, top_neurons, vectors_at
-from acedit.errors import UserError
+from acedit.attribution.value import Neuron, refuse_unlike, top_neurons, vectors_at
 from acedit.knowledge.compose import Prompt
 from acedit.knowledge.facts import Edit
 from acedit.lm.generation import greedy
@@ -136,8 +135,7 @@ def vector_scores(
 
     Raises UserError for lists of unlike length, or an answer that the model has no tokens for.
     """
-    if len(texts) != len(answers):
-        raise UserError(f"{len(texts)} prompts but {len(answers)} answers: give one answer a prompt")
+    refuse_unlike(texts, answers)
     t = trace(lm, texts)
     places = enumerate(zip(t.encoded.last.tolist(), answers, strict=True))
     each = [vectors_at(lm, t, i, at, lm.answer_ids(answer)[0]) for i, (at, answer) in places]

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from acedit.attribution.value import Neuron, ffn_vectors, head_vectors, through_post_norm
+from acedit.attribution.value import Neuron, ffn_vectors, head_vectors, refuse_absent, through_post_norm
 from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import Trace, trace
@@ -74,11 +74,7 @@ def query_scores(
     kind: Form = form or ("inner" if lm.gates(0) is None else "change")
     by_layer: dict[int, list[int]] = {}
     for neuron in value_neurons:
-        if not (0 <= neuron.layer < lm.n_layers and 0 <= neuron.index < lm.n_neurons):
-            raise UserError(
-                f"no neuron {neuron.index} in layer {neuron.layer}: the model has {lm.n_layers} layers of "
-                f"{lm.n_neurons}"
-            )
+        refuse_absent(lm, neuron.layer, neuron.index)
         by_layer.setdefault(neuron.layer, []).append(neuron.index)
     neurons = torch.zeros(lm.n_layers, lm.n_neurons, dtype=lm.wide)
     heads = torch.zeros(lm.n_layers, lm.n_heads, dtype=lm.wide)

@@ -54,6 +54,20 @@ class Reading:
     source: int  # index of the prompt it belongs to
 
 
+def refuse_unlike(prompts: Sequence[str], answers: Sequence[str]) -> None:
+    """Raises UserError for more prompts than answers, or fewer."""
+    if len(prompts) != len(answers):
+        raise UserError(f"{len(prompts)} prompts but {len(answers)} answers: give one answer a prompt")
+
+
+def refuse_absent(lm: LanguageModel, layer: int, index: int) -> None:
+    """Raises UserError for a neuron that the model has not."""
+    if not (0 <= layer < lm.n_layers and 0 <= index < lm.n_neurons):
+        raise UserError(
+            f"no neuron {index} in layer {layer}: the model has {lm.n_layers} layers of {lm.n_neurons}"
+        )
+
+
 def readings(
     lm: LanguageModel,
     prompts: Sequence[str],
@@ -71,8 +85,7 @@ def readings(
     lm.refuse_broken()
     if tokens not in get_args(Tokens):
         raise UserError(f"tokens is {tokens!r}: give one of {', '.join(get_args(Tokens))}")
-    if len(prompts) != len(answers):
-        raise UserError(f"{len(prompts)} prompts but {len(answers)} answers: give one answer a prompt")
+    refuse_unlike(prompts, answers)
     encoded = lm.encode(prompts)
     rows, found = [], []
     for i, length in enumerate(encoded.lengths.tolist()):
@@ -352,10 +365,7 @@ def top_tokens(
     sign: the sign of the neuron's coefficient, since a negative one turns the subvalue round. Raises
     UserError for a neuron that the model has not.
     """
-    if not (0 <= layer < lm.n_layers and 0 <= index < lm.n_neurons):
-        raise UserError(
-            f"no neuron {index} in layer {layer}: the model has {lm.n_layers} layers of {lm.n_neurons}"
-        )
+    refuse_absent(lm, layer, index)
     v = _wide(lm.subvalues(layer)[index]) * (1.0 if sign >= 0 else -1.0)
     norm = lm.ffn_post_norm(layer)
     if norm is not None:

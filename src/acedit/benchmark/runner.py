@@ -419,7 +419,8 @@ def run(
                 else:
                     say(f"preset {job.preset!r} names no layers for {method.name}: they are chosen")
         run_as = f"{_reading(own)}/{own.device.type}"
-        misfits = {case.id: why for case in cases if (why := unaskable(own, case, cot=job.cot))}
+        shots = len(own.token_ids(COT_PROMPT)) if job.cot else 0
+        misfits = {case.id: why for case in cases if (why := unaskable(own, case, shots))}
         if misfits:
             say(f"{len(misfits)} cases cannot be asked, each goes by itself: {next(iter(misfits.values()))}")
             grouped = {number: _apart(some, misfits, bool(sequence)) for number, some in grouped.items()}
@@ -536,21 +537,22 @@ def _refuse_short(groups: Sequence[tuple[AnyCase, ...]], sequence: Sequence[int]
         )
 
 
-def unaskable(lm: LanguageModel, case: AnyCase, *, cot: bool) -> str:
-    """Why a case cannot be edited or asked with this model, whatever the method; "" where it can."""
+def unaskable(lm: LanguageModel, case: AnyCase, shots: int) -> str:
+    """Why a case cannot be edited or asked with this model, whatever the method; "" where it can.
+
+    shots: tokens that stand before each question.
+    """
     try:
         for edit in case.edits:
             lm.find_subject(edit.prompt, edit.subject)
-        if isinstance(case, Case):
-            shots = len(lm.token_ids(COT_PROMPT)) if cot else 0
-            for question in case.questions:
-                if (length := shots + len(lm.token_ids(question))) >= lm.context:
-                    raise UserError(
-                        f"the question {question[:40]!r} has {length} tokens as it is asked, the model's "
-                        f"context is {lm.context}"
-                    )
     except UserError as error:
         return f"case {case.id}: {error}"
+    for question in case.questions if isinstance(case, Case) else ():
+        if (length := shots + len(lm.token_ids(question))) >= lm.context:
+            return (
+                f"case {case.id}: the question {question[:40]!r} has {length} tokens as it is asked, the "
+                f"model's context is {lm.context}"
+            )
     return ""
 
 

@@ -191,7 +191,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def refuse_unknown(name: object) -> Family:
+def family_named(name: object) -> Family:
     """The row of a `model_type`. Raises `UserError` for one that the table lacks."""
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
@@ -209,7 +209,7 @@ def family_of(config: Any) -> Family:
     breaks what the row states.
     """
     name = getattr(config, "model_type", None)
-    family = refuse_unknown(name)
+    family = family_named(name)
     for field, wanted, why in family.refuse:
         found = getattr(config, field, wanted)
         if found != wanted:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from acedit.errors import UserError, first_line
-from acedit.lm.families import family_of, refuse_unknown
+from acedit.lm.families import family_named, family_of
 from acedit.lm.model import LanguageModel
 
 # What loading can raise on a user's input; anything else is a bug and keeps its trace.
@@ -72,7 +72,7 @@ def load(
         dtype = torch.float32
     try:
         given, _ = PretrainedConfig.get_config_dict(source)
-        refuse_unknown(given.get("model_type"))
+        family_named(given.get("model_type"))
         config = AutoConfig.from_pretrained(source)
         family_of(config)
         if tokenizer is None:

@@ -231,6 +231,11 @@ def _two_hops(
     return found
 
 
+def mean(values: Sequence[float]) -> float:
+    """NaN of none."""
+    return sum(values) / len(values) if values else float("nan")
+
+
 def accuracy(lm: LanguageModel, questions: Sequence[Question]) -> float:
     """Share answered right, greedily, by the model as it stands."""
     said = lm.generate([q.prompt for q in questions], max_new_tokens=24)

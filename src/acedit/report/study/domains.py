@@ -7,7 +7,7 @@ from torch import Tensor
 
 from acedit.attribution.layers import mean_sums, value_and_query
 from acedit.report.charts import charts_by
-from acedit.report.study.base import Finding, Result, Setting, Study
+from acedit.report.study.base import Finding, Result, Setting, Study, mean
 
 MOST = 12  # questions a domain
 TOP = 3  # layers of each sort
@@ -38,10 +38,10 @@ def run(setting: Setting) -> Result:
         for name, table in (("value", value), ("query", query))
     }
     stay = {
-        name: _mean([_overlap(a, b) for a, b in combinations(sets.values(), 2)]) for name, sets in top.items()
+        name: mean([_overlap(a, b) for a, b in combinations(sets.values(), 2)]) for name, sets in top.items()
     }
-    both = _mean([_overlap(top["value"][d], top["query"][d]) for d in setting.categories])
-    below = _mean([_mean(top["value"][d]) - _mean(top["query"][d]) for d in setting.categories])
+    both = mean([_overlap(top["value"][d], top["query"][d]) for d in setting.categories])
+    below = mean([mean(top["value"][d]) - mean(top["query"][d]) for d in setting.categories])
     several = len(setting.categories) > 1
     still = min(stay.values()) >= SAME
     if below <= 0 or both >= SAME:
@@ -108,10 +108,6 @@ def run(setting: Setting) -> Result:
 def _overlap(a: list[int], b: list[int]) -> float:
     """Share of layers in both, of those in either."""
     return len(set(a) & set(b)) / len(set(a) | set(b))
-
-
-def _mean(values: list[int] | list[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
 
 
 STUDY = Study("domains", "Query and value layers by domain", "Section 6.4", run)

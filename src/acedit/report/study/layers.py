@@ -10,7 +10,7 @@ from torch import Tensor
 from acedit.attribution.layers import mean_sums
 from acedit.attribution.value import head_scores
 from acedit.report.charts import charts_by
-from acedit.report.study.base import Finding, Result, Setting, Study
+from acedit.report.study.base import Finding, Result, Setting, Study, mean
 
 TOP = 9  # layers ranked; half the layers where there are fewer than 18
 
@@ -42,7 +42,7 @@ def run(setting: Setting) -> Result:
         for c in setting.categories
     }
     correlation = {"attention": _alike(attention), "ffn": _alike(ffn)}
-    alike_attention, alike_ffn = (_mean(pairs) for pairs in correlation.values())
+    alike_attention, alike_ffn = (mean(list(pairs.values())) for pairs in correlation.values())
     low, high = _apart(correlation["attention"], correlation["ffn"])
     findings = (
         Finding(
@@ -98,10 +98,6 @@ def _alike(table: dict[str, Tensor]) -> dict[tuple[int, int], float]:
         )
         for (i, a), (j, b) in combinations(enumerate(table.values()), 2)
     }
-
-
-def _mean(pairs: Mapping[tuple[int, int], float]) -> float:
-    return sum(pairs.values()) / len(pairs) if pairs else float("nan")
 
 
 def _apart(
