@@ -246,6 +246,25 @@ def test_the_covariance_is_taken_over_a_user_s_text(
     assert ids[0] == ids[1] != ids[2]
 
 
+def test_an_edit_is_made_beside_patches_that_stay_on(
+    run: Run, model_dir: Path, patch_dir: Path, edits_file: Path, fails: Callable[..., str], tmp_path: Path
+) -> None:
+    more = written(
+        tmp_path / "more.json",
+        {"relations": RELATIONS, "edits": [{"subject": "Cy Doe", "relation": "P27", "target": "Spain"}]},
+    )
+    edit = ("edit", model_dir, more, "--method", "ft", "--quiet")
+    record = tmp_path / "r.json"
+    assert run(*edit, "--out", tmp_path / "alone")[0] == 0
+    assert run(*edit, "--patch", patch_dir, "--out", tmp_path / "beside", "--json", record)[0] == 0
+    assert json.loads(record.read_text("utf-8"))["patches"] == [str(patch_dir)]
+    assert Patch.load(tmp_path / "alone").id != Patch.load(tmp_path / "beside").id
+    assert "is on already" in fails(
+        *edit, "--patch", patch_dir, "--patch", patch_dir, "--out", tmp_path / "p"
+    )
+    assert "is this a patch folder?" in fails(*edit, "--patch", tmp_path / "none", "--out", tmp_path / "p")
+
+
 def test_a_text_that_is_none(
     fails: Callable[..., str], model_dir: Path, edits_file: Path, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """`edit` end to end on tiny models: the model is unchanged, the patch does what it was made for."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from acedit.editing.edit import _primed, edit, ended, own_answers, swept
 from acedit.editing.keys import keys_at
 from acedit.editing.methods import Method, ace_letter, method, methods
 from acedit.editing.patch import Patch, edits_on
+from acedit.editing.rows import Rows
 from acedit.editing.stages import Update, mean_by
 from acedit.errors import UserError
 from acedit.knowledge.compose import Composer, Prompt, asked
@@ -313,6 +315,36 @@ def test_a_patched_model_can_be_edited_further(name: str, tmp_path: Path) -> Non
         with second.applied(lm):
             assert lm.logits(asked).log_softmax(-1)[0, own] > now
     assert all(torch.equal(weight, lm.down_weight(layer)) for layer, weight in before.items())
+
+
+def test_an_edit_beside_others_says_them_again_and_holds_the_rest_to_the_unedited_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_lm("qwen3")
+    first = edit(lm, EDITS[:1], known=KNOWN, method=short("ace"), cache_dir=tmp_path)
+    shown: list[Prompt] = []
+    bases: list[bool] = []
+    base = weights(lm)
+    built = Rows.__init__
+
+    def seen(self: Rows, of: LanguageModel, *prompts: Sequence[Prompt]) -> None:
+        bases.append(all(torch.equal(a, b) for a, b in zip(base, weights(of), strict=True)))
+        built(self, of, *prompts)
+
+    monkeypatch.setattr(Rows, "__init__", seen)
+    with first.applied(lm):
+        edited = weights(lm)
+        second = edit(lm, EDITS[1:], known=KNOWN, method=short("ace"), cache_dir=tmp_path, watch=shown.extend)
+        assert all(torch.equal(a, b) for a, b in zip(edited, weights(lm), strict=True))
+    assert bases == [True], "what is held is held to the model below the patches"
+    again = [p for p in shown if p.edit == -1 and p.kind != "replay"]
+    assert {p.answer for p in again if p.kind in ("single", "lead")} == {"Chile"}
+    assert not [p for p in shown if p.subject == "Bo Ray" and p.answer == "Peru"]
+    assert [edit.subject for edit in second.edits] == ["Cy Doe"]
+    plain: list[Prompt] = []
+    with first.applied(lm):
+        edit(lm, EDITS[1:], known=KNOWN, method=short("ft"), cache_dir=tmp_path, watch=plain.extend)
+    assert {p.edit for p in plain} == {0}, "a baseline that replays nothing goes by its own prompt"
 
 
 def test_rome_is_emmet_for_one_fact(tmp_path: Path) -> None:

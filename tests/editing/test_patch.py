@@ -2,6 +2,7 @@
 
 import errno
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 
-from acedit.editing.patch import LayerUpdate, NoWeightChange, Patch, PatchStack, _digest, place_of
+from acedit.editing.patch import (
+    LayerUpdate,
+    NoWeightChange,
+    Patch,
+    PatchStack,
+    _digest,
+    patches_off,
+    place_of,
+)
 from acedit.errors import UserError
 from acedit.knowledge.facts import Edit
 from acedit.knowledge.relations import mquake
@@ -137,6 +146,35 @@ def test_stacks_in_any_order(order: list[int], off: list[int]) -> None:
     for i in off:
         patches[i].remove(lm)
     assert same(weights(lm), before)
+
+
+def test_off_for_a_while_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    base = weights(lm)
+    first, second, third = (patch_for(lm, seed) for seed in range(3))
+    first.apply(lm)
+    second.apply(lm)
+    on = weights(lm)
+    writes: list[int] = []
+    write = PatchStack._write
+
+    def counted(self: PatchStack, written: Mapping[int, torch.Tensor]) -> None:
+        writes.append(len(written))
+        write(self, written)
+
+    monkeypatch.setattr(PatchStack, "_write", counted)
+    with pytest.raises(RuntimeError), patches_off(lm):
+        assert same(weights(lm), base)
+        raise RuntimeError
+    assert writes == [2, 2], "each layer once, however many patches there are"
+    assert same(weights(lm), on)
+    assert lm.patch_stack.patches() == [first, second]
+    with patches_off(lm):
+        third.apply(lm)
+    assert lm.patch_stack.patches() == [first, second, third]
+    for patch in (second, first, third):
+        patch.remove(lm)
+    assert same(weights(lm), base)
 
 
 def test_twice_on_or_off_is_refused() -> None:

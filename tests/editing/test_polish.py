@@ -8,12 +8,13 @@ import torch
 from acedit.editing.batch import split
 from acedit.editing.keys import edited_keys, keys_at
 from acedit.editing.methods import method
-from acedit.editing.polish import LEAST, VAIN, Polish, _Columns, _Free, _Pool, polish
+from acedit.editing.polish import LEAST, VAIN, EvenAdam, Polish, _Columns, _Free, _Pool, polish
 from acedit.editing.rows import Rows
 from acedit.editing.solve import factor, inverse
 from acedit.editing.stages import Update, updates_in
 from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
+from tests.editing.test_patch import patch_for
 from tests.editing.test_stages import model, prompts
 
 __all__ = ["model"]
@@ -56,6 +57,43 @@ def test_no_entry_moves_beyond_its_limit(model: LanguageModel) -> None:
     settings = Polish(steps=40, lr=2e-2, replay=0.0, limit=0.5)
     (held,) = polish(model, zero(model), told, (), settings, seed=0)
     assert float(held.delta.abs().max()) == pytest.approx(0.5 * size, rel=1e-5)
+
+
+def test_an_even_step_is_adam_s_for_one_entry_and_along_the_gradient_for_many() -> None:
+    g = torch.Generator().manual_seed(0)
+    one, same = (torch.zeros(1, requires_grad=True) for _ in range(2))
+    many = torch.zeros(40, requires_grad=True)
+    wanted = torch.randn(40, generator=g)
+    even, adam = EvenAdam([one, many], 1e-2, 0.0), torch.optim.Adam([same], lr=1e-2)
+    for _ in range(20):
+        one.grad = same.grad = torch.randn(1, generator=g)
+        many.grad = wanted
+        even.step()
+        adam.step()
+    assert torch.allclose(one, same, atol=1e-6)
+    assert torch.allclose(many / -wanted, torch.full((40,), 0.2) / wanted.square().mean().sqrt(), atol=1e-5)
+    pulled = torch.ones(3, requires_grad=True)
+    shrinking = EvenAdam([pulled], 1e-2, 0.5)
+    for rate in (1e-2, 5e-3):
+        pulled.grad = torch.zeros(3)
+        shrinking.param_groups[0]["lr"] = rate
+        shrinking.step()
+    assert torch.allclose(pulled, torch.full((3,), 0.5 * 0.75)), "the decay falls with the rate"
+
+
+def test_beside_patches_an_edit_moves_less(model: LanguageModel) -> None:
+    """For each of n edits an nth as much is shrunk; without a patch nothing is."""
+    told = prompts()
+    settings = Polish(steps=30, lr=2e-2, replay=0.0)
+
+    def size(settings: Polish) -> float:
+        return float(polish(model, zero(model), told, (), settings, seed=0)[0].delta.norm())
+
+    alone = size(settings)
+    assert size(replace(settings, beside=0.1)) == alone
+    with patch_for(model).applied(model):
+        free, little, much = (size(replace(settings, beside=beside)) for beside in (0.0, 0.01, 0.1))
+    assert much < little < free
 
 
 def zero(lm: LanguageModel) -> list[Update]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from acedit.knowledge.compose import (
+    AGAIN,
     Amounts,
     Composer,
     Prompt,
@@ -73,6 +74,33 @@ def test_answers_hold_under_all_edits(world: World, known: list[Fact]) -> None:
             further = {o for (s, _), o in after.items() if s in facts}
             last = {o for (s, _), o in after.items() if s in further}
             assert prompt.answer in facts | further | last
+
+
+def test_earlier_edits_are_known_said_again_and_held_by_none(world: World, known: list[Fact]) -> None:
+    edits = edits_of(world, 24)
+    earlier, new = edits[:20], edits[20:]
+    before = {(f.subject, f.object) for f in known if f.key in {e.key for e in earlier}}
+    amounts = Amounts(hold=12, kin=16)
+    prompts = Composer(new, known, amounts=amounts, earlier=earlier).prompts()
+    again = [p for p in prompts if p.edit == -1 and p.kind != "replay"]
+    assert {p.kind for p in again} == {"single", "lead", "ripple", "middle", "keep"}
+    told = {(e.subject, e.target) for e in earlier}
+    said = {(p.subject, p.answer) for p in again if p.kind == "single"} & told
+    assert len(said) == AGAIN
+    wordings = {
+        (e.subject, t) for e in earlier for t in (*e.relation.prompts, *map(asked, e.relation.questions))
+    }
+    for prompt in prompts:
+        if prompt.kind in ("hold", "replay"):
+            assert (prompt.subject, prompt.template) not in wordings
+    assert not before & {(p.subject, p.answer) for p in again}
+    # With the old facts among what is known or without, and others the next time.
+    gone = [f for f in known if f.key not in {e.key for e in earlier}]
+    assert Composer(new, gone, amounts=amounts, earlier=earlier).prompts() == prompts
+    later = Composer(new, known, amounts=amounts, earlier=earlier[1:]).prompts()
+    assert [p for p in later if p.kind == "replay"] != [p for p in prompts if p.kind == "replay"]
+    # Edited again, a fact is what the new edit says.
+    assert Composer(new, known, earlier=new).prompts() == Composer(new, known).prompts()
 
 
 def test_no_scoring_wording_is_used(world: World, known: list[Fact]) -> None:

@@ -1,10 +1,12 @@
 """`acedit edit`: write edits into a patch; `acedit methods`: the ways there are to.
 
 acedit edit bundled edits.json --method ace --out p/
+acedit edit bundled more.json --patch p/ --out q/    # made to stand beside p/
 """
 
 import argparse
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from acedit.commands.common import (
@@ -31,6 +33,13 @@ def add(commands: Any, shared: Shared) -> None:
     edit.add_argument("edits", metavar="EDITS", help=EDITS)
     edit.add_argument("--method", default="ace", help="ace (default); any of `acedit methods`")
     edit.add_argument("--out", metavar="PATCH", required=True, help="folder to write the patch to")
+    edit.add_argument(
+        "--patch",
+        metavar="PATCH",
+        action="append",
+        default=[],
+        help="one that stays on: the edit is made beside it (may be repeated)",
+    )
     edit.add_argument("--preset", metavar="NAME", help="published layers and λ: gpt-j, qwen3-8b")
     edit.add_argument("--cot-prompts", action="store_true", help="prime the edit's prompts with G.1 (6.2)")
     edit.add_argument(
@@ -67,7 +76,9 @@ def _edit(args: argparse.Namespace) -> None:
     check_outputs(args)
     from acedit.benchmark.leak import clear_of
     from acedit.editing.methods import method
+    from acedit.editing.patch import Patch
 
+    patches = [Patch.load(path) for path in args.patch]
     chosen = method(args.method).skipping(query=args.skip_query, value=args.skip_value)
     if args.rank is not None:
         chosen = chosen.narrowed(args.rank)
@@ -98,15 +109,18 @@ def _edit(args: argparse.Namespace) -> None:
 
         how = {"seed": args.seed, "text": text, "progress": progress.count}
         plan = locate(lm, **clear, top=1, screen=True, **how).plan
-    patch = edit(
-        lm,
-        **clear,
-        method=chosen,
-        plan=plan,
-        seed=args.seed,
-        text=text,
-        progress=progress.say,
-    )
+    with ExitStack() as stack:
+        for on in patches:
+            stack.enter_context(on.applied(lm))
+        patch = edit(
+            lm,
+            **clear,
+            method=chosen,
+            plan=plan,
+            seed=args.seed,
+            text=text,
+            progress=progress.say,
+        )
     spent = time.monotonic() - began
     norms = patch.norms(lm)
     patch.save(args.out)
@@ -120,6 +134,7 @@ def _edit(args: argparse.Namespace) -> None:
         method=chosen.name,
         seed=args.seed,
         seconds=spent,
+        patches=list(args.patch),
         patch=args.out,
         id=patch.id,
         fingerprint=patch.fingerprint,

@@ -26,7 +26,7 @@ from acedit.editing.batch import split
 from acedit.editing.keys import edited_keys
 from acedit.editing.methods import Beside, Method
 from acedit.editing.methods import method as named_method
-from acedit.editing.patch import LayerUpdate, Patch, place_of
+from acedit.editing.patch import LayerUpdate, Patch, edits_on, patches_off, place_of
 from acedit.editing.polish import polish
 from acedit.editing.preserve import metric_beside, metric_of, text_of
 from acedit.editing.sayable import unsayable
@@ -105,7 +105,13 @@ def edit(
         prompts = composed
     else:
         composed = Composer(
-            edits, known, exclude=exclude, avoid=avoid, seed=seed, amounts=chosen.amounts
+            edits,
+            known,
+            exclude=exclude,
+            avoid=avoid,
+            seed=seed,
+            amounts=chosen.amounts,
+            earlier=edits_on(lm) if chosen.polish is not None and chosen.amounts.replay else (),
         ).prompts()
         prompts = _worded(lm, edits, composed, chosen)
         _all_worded(edits, prompts)
@@ -118,7 +124,10 @@ def edit(
         tell("choosing layers")
         trying = Countdown(tell, "layers tried, at either token")
         ranked = bool(chosen.skip_query or chosen.skip_value)
-        plan = find_plan(lm, edits, composed, ranked=ranked, progress=lambda done, of, _: trying(done, of))
+        with patches_off(lm):
+            plan = find_plan(
+                lm, edits, composed, ranked=ranked, progress=lambda done, of, _: trying(done, of)
+            )
     if plan is not None:
         plan.checked(lm.n_layers)
     plan = plan if chosen.planned else None
@@ -228,7 +237,8 @@ def _worded(
     lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Prompt], chosen: Method
 ) -> list[Prompt]:
     """The prompts as the method reads them: answered, in the wordings and behind the contexts it asks for."""
-    prompts = own_answers(lm, prompts)
+    with patches_off(lm):
+        prompts = own_answers(lm, prompts)
     held = [p for p in prompts if p.kind in KEPT]
     written = [p for p in prompts if p.kind not in KEPT]
     primed = _primed(lm, written) if chosen.primed else []

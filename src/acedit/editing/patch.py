@@ -328,19 +328,23 @@ class PatchStack:
             shape = (update.left.shape[0], update.right.shape[1])
             if shape != (self._lm.d_model, self._lm.n_neurons):
                 raise UserError(f"the patch's layer {update.layer} is {shape}, which does not fit the model")
-        self._set({**self._active, patch.id: patch}, patch)
+        self._set({**self._active, patch.id: patch}, [patch])
 
     def drop(self, patch: Patch) -> None:
         """Take `patch` off. Raises UserError where it is not on."""
         if patch not in self:
             raise UserError(f"patch {patch.id[:12]} is not on this model")
-        self._set({id: one for id, one in self._active.items() if id != patch.id}, patch)
+        self._set({id: one for id, one in self._active.items() if id != patch.id}, [patch])
 
-    def _set(self, active: dict[str, Patch], changed: Patch) -> None:
+    def replace(self, patches: Sequence[Patch]) -> None:
+        """Have these patches on, in this order, and no others; each was on before, or is fit to be."""
+        self._set({patch.id: patch for patch in patches}, [*self._active.values(), *patches])
+
+    def _set(self, active: dict[str, Patch], changed: Sequence[Patch]) -> None:
         """Make `active` so: everything new is worked out before the first weight is written, and an
         interruption leaves all as it was."""
         reader = _reader(self._lm, active)
-        layers = [update.layer for update in changed.updates]
+        layers = sorted({update.layer for patch in changed for update in patch.updates})
         base = dict(self._base)
         for layer in layers:
             if layer not in base:
@@ -404,13 +408,12 @@ def patches_off(lm: LanguageModel) -> Iterator[None]:
     stack: PatchStack | None = lm.patch_stack
     on = [] if stack is None else stack.patches()
     try:
-        for patch in on:
-            _stack(lm).drop(patch)
+        if on:
+            _stack(lm).replace([])
         yield
     finally:
-        for patch in on:
-            if patch not in _stack(lm):
-                _stack(lm).add(patch)
+        if on:
+            _stack(lm).replace([*on, *_stack(lm).patches()])
 
 
 def edits_on(lm: LanguageModel) -> list[Edit]:

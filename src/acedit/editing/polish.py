@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from acedit.attribution.layers import spaced
 from acedit.editing.batch import split
 from acedit.editing.keys import edited_keys
+from acedit.editing.patch import edits_on, patches_off
 from acedit.editing.rows import Rows
 from acedit.editing.solve import Metric, directions, mean_diagonal
 from acedit.editing.stages import Parts, Update, added_by, replacing
@@ -81,6 +82,7 @@ class Polish:
     shift: float = 0.0
     unfelt: float = 0.0
     limit: float = 0.0
+    beside: float = 0.0
     rows: int = 64
     screen: bool = True
     stop: float = 0.05
@@ -110,7 +112,8 @@ def polish(
     """
     if not told or settings.steps <= 0:
         return list(updates)
-    rows = Rows(lm, told, kept)
+    with patches_off(lm):
+        rows = Rows(lm, told, kept)
     steps, count = settings.steps, settings.rows
     if settings.passes is not None:
         count = min(count, max(FEWEST, len(rows) // SHARE))
@@ -118,10 +121,11 @@ def polish(
     settings = replace(settings, rows=count)
     generator = torch.Generator().manual_seed(seed)
     moving = _movable(lm, updates, told, settings, metric, generator)
-    _descend(lm, rows, moving, settings, steps, generator, progress)
+    decay = settings.beside / len({p.edit for p in told if p.edit >= 0}) if edits_on(lm) else 0.0
+    _descend(lm, rows, moving, settings, steps, decay, generator, progress)
     if settings.narrow:
         moving = [one.narrowed(settings.narrow) for one in moving]
-        _descend(lm, rows, moving, settings, round(NARROWING * steps), generator, progress)
+        _descend(lm, rows, moving, settings, round(NARROWING * steps), decay, generator, progress)
     return [one.finished() for one in moving]
 
 
@@ -131,11 +135,13 @@ def _descend(
     moving: Sequence["_Moving"],
     settings: Polish,
     steps: int,
+    decay: float,
     generator: torch.Generator,
     progress: Callable[[int, int, Mapping[str, int]], None] | None,
 ) -> None:
     """The steps themselves: so many of them, fewer where all is done, more where much is unsaid."""
-    adam = torch.optim.Adam([leaf for one in moving for leaf in one.leaves], lr=settings.lr)
+    leaves = [leaf for one in moving for leaf in one.leaves]
+    adam = EvenAdam(leaves, settings.lr, decay) if decay else torch.optim.Adam(leaves, lr=settings.lr)
     pool = _Pool(rows, settings)
     falls = max(1, steps - steps // 2)
     start, step = steps - falls, 0
@@ -153,8 +159,8 @@ def _descend(
         adam.param_groups[0]["lr"] = settings.lr * min(1.0, (start + falls - step) / falls)
         picked = pool.draw(generator)
         adam.zero_grad()
-        with _moving_in(lm, moving) as (parts, leaves):
-            watched = leaves if settings.shift else {}
+        with _moving_in(lm, moving) as (parts, stand_ins):
+            watched = stand_ins if settings.shift else {}
             for group in rows.together(picked):
                 with _at_subjects(lm, watched, rows.subjects(group)) as written:
                     each = rows.losses(group)
@@ -168,8 +174,8 @@ def _descend(
                     )
                     loss = loss + settings.shift * F.relu(added / own - settings.unfelt).sum()
                 (loss / settings.rows).backward()
-            for made, stand_ins in zip(parts, leaves.values(), strict=True):
-                for part, leaf in zip(made, stand_ins, strict=True):
+            for made, stood in zip(parts, stand_ins.values(), strict=True):
+                for part, leaf in zip(made, stood, strict=True):
                     if part.requires_grad:
                         torch.autograd.backward(part, leaf.grad)
                     leaf.grad = None  # freed before the next layer's is made
@@ -177,6 +183,34 @@ def _descend(
         step += 1
         for one in moving:
             one.bound()
+
+
+class EvenAdam(torch.optim.Optimizer):
+    """Adam with one second moment a matrix (as Adam-mini has one a block, Zhang et al. 2024) and decoupled
+    decay (Loshchilov & Hutter 2019), which falls with the rate.
+
+    Adam moves every entry alike, however little it has to do with the edit; this one moves a matrix along its
+    gradient, as far.
+    """
+
+    def __init__(self, leaves: Sequence[Tensor], lr: float, decay: float) -> None:
+        super().__init__(leaves, {"lr": lr, "first": lr, "decay": decay, "betas": (0.9, 0.999)})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            rate, (slow, slower) = group["lr"], group["betas"]
+            for leaf in group["params"]:
+                if leaf.grad is None:
+                    continue
+                state = self.state[leaf] or {"step": 0, "mean": torch.zeros_like(leaf), "square": 0.0}
+                state["step"] += 1
+                state["mean"].lerp_(leaf.grad, 1 - slow)
+                state["square"] += (1 - slower) * (leaf.grad.square().mean() - state["square"])
+                size = (state["square"] / (1 - slower ** state["step"])).sqrt().clamp(min=1e-12)
+                leaf.sub_(rate / (1 - slow ** state["step"]) * state["mean"] / size)
+                leaf.mul_(1 - group["decay"] * rate / group["first"])
+                self.state[leaf] = state
 
 
 class _Pool:

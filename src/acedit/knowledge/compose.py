@@ -17,7 +17,7 @@ No lead, middle or replay starts from an entity of `exclude` (an edit's own subj
 One known fact in five is used by no prompt, but where it is what follows at once from a new object: they are
 there to measure what an edit did to facts it was not made from (`reserved`). What follows from a new object
 is all asked, unless `Amounts.left_out` keeps a share of it for measuring the same of consequences
-(`left_out`).
+(`left_out`). What `earlier` edits say is known, said again by prompts of no edit's (-1), and held by none.
 """
 
 import hashlib
@@ -40,6 +40,8 @@ _STARTS = re.compile(r"(?:\A|(?<=[.:?!\n])) *")
 PATHS = 64  # ways in of each length that are gone on with
 FRAMES = ("Tell me {}.", "Can you name {}?", "{}:", "{} is called")  # around a noun phrase, to ask for it
 FRAMED = 2  # of them a relation a subject is asked after
+AGAIN = 16  # earlier edits that are said again beside new ones,
+AGAIN_EACH = {"single": 4, "lead": 3, "ripple": 3, "middle": 3, "keep": 2}  # in so many prompts each
 
 Kind = Literal["single", "lead", "ripple", "middle", "keep", "hold", "replay"]
 
@@ -132,8 +134,8 @@ class Prompt:
     """A text for the model to continue, and what it should say.
 
     `template` holds one `{}` where `subject` goes; `edit` is the index of the edit it serves, -1 for
-    `replay`. The edited token of a subject-token stage is the last token of that subject. `end` is the id
-    of the token that is to follow the answer, if that is to be learned too.
+    `replay` and for what earlier edits say. The edited token of a subject-token stage is the last token of
+    that subject. `end` is the id of the token that is to follow the answer, if that is to be learned too.
     """
 
     template: str
@@ -190,7 +192,10 @@ class Amounts:
 
 
 class Composer:
-    """The prompts for a batch of edits; the same arguments give the same prompts in the same order."""
+    """The prompts for a batch of edits; the same arguments give the same prompts in the same order.
+
+    earlier: edits that the model has taken already, beside which these go in.
+    """
 
     def __init__(
         self,
@@ -201,14 +206,17 @@ class Composer:
         avoid: Collection[str] = (),
         seed: int = 0,
         amounts: Amounts | None = None,
+        earlier: Sequence[Edit] = (),
     ) -> None:
         self.edits = tuple(edits)
+        self._earlier = {edit.key: edit for edit in earlier if edit.key not in {e.key for e in edits}}
         self.amounts = amounts or Amounts()
         self._exclude = frozenset(exclude)
         self._avoid = Wordings(avoid)
         self._seed = seed
         self._edited = {edit.key: edit for edit in edits}
-        facts = [fact for fact in known if fact.key not in self._edited]
+        facts = [fact for fact in known if fact.key not in self._edited and fact.key not in self._earlier]
+        facts += [edit.fact for edit in self._earlier.values()]
         self._known = facts
         # What will be true once the edits are in.
         self._after: dict[str, list[Fact]] = defaultdict(list)
@@ -236,7 +244,10 @@ class Composer:
                 self._kin,
             ):
                 made.extend(dict.fromkeys(part(i, edit, rng)))
-        made.extend(dict.fromkeys(self._replay(random.Random(f"{self._seed}/replay"))))
+        # Each edit of a sequence replays something else.
+        drawn = f"{self._seed}/{len(self._earlier)}" if self._earlier else f"{self._seed}"
+        made.extend(dict.fromkeys(self._again(random.Random(f"{drawn}/again"))))
+        made.extend(dict.fromkeys(self._replay(random.Random(f"{drawn}/replay"))))
         return [p for p in made if not self._avoid.said_in(p.whole)]
 
     def _single(self, i: int, edit: Edit, rng: random.Random) -> Iterator[Prompt]:
@@ -246,6 +257,15 @@ class Composer:
             yield Prompt(asked(question), edit.subject, edit.target, "single", i)
             thought = f"{asked_thoughts(question.format(edit.subject))} {edit.prompt}"
             yield Prompt(thought, edit.subject, edit.target, "single", i)
+
+    def _again(self, rng: random.Random) -> Iterator[Prompt]:
+        """What earlier edits say: of some of them, a few prompts of each kind."""
+        earlier = list(self._earlier.values())
+        parts = (self._single, self._lead, self._ripple, self._middle, self._keep)
+        for edit in rng.sample(earlier, k=min(AGAIN, len(earlier))):
+            for part, count in zip(parts, AGAIN_EACH.values(), strict=True):
+                made = list(dict.fromkeys(part(-1, edit, rng)))
+                yield from rng.sample(made, k=min(count, len(made)))
 
     def _paths_to(self, subject: str, rng: random.Random) -> list[tuple[Fact, ...]]:
         """Known chains of one to three hops that end at `subject`, in turn."""
@@ -367,7 +387,9 @@ class Composer:
         relations = {
             id: relation
             for id, relation in self._of_kin(edit).items()
-            if (edit.subject, id) not in self._edited and not reserved(edit.subject, id)
+            if (edit.subject, id) not in self._edited
+            and (edit.subject, id) not in self._earlier
+            and not reserved(edit.subject, id)
         }
         for id in rng.sample(sorted(relations), k=min(self.amounts.hold, len(relations))):
             yield from self._asks(edit.subject, [relations[id]], "", "hold", i, rng)
@@ -392,7 +414,11 @@ class Composer:
 
     def _others(self, edit: Edit) -> list[str]:
         """Subjects that have the edit's relation too, are not edited, and may be asked; sorted."""
-        others = {f.subject for f in self._same[edit.relation.id] if not reserved(*f.key)}
+        others = {
+            f.subject
+            for f in self._same[edit.relation.id]
+            if not reserved(*f.key) and f.key not in self._earlier
+        }
         return sorted(others - self._exclude - {edit.subject for edit in self.edits})
 
     def _replay(self, rng: random.Random) -> Iterator[Prompt]:
@@ -406,6 +432,7 @@ class Composer:
             if not reserved(*fact.key)
         ]
         count = self.amounts.replay * (2 if len(self.edits) == 1 else 1 + len(self.edits) // 3)
+        count *= 2 if self._earlier else 1
         for draw in range(count):
             fact = rng.choice(near) if near and draw % 3 == 0 else rng.choice(usable)
             path = [fact]
@@ -418,7 +445,10 @@ class Composer:
                 if not on or not path[-1].relation.phrases:
                     break
                 path.append(rng.choice(on))
-            if any(f.key in self._edited for f in path) or path[0].subject in self._exclude:
+            if (
+                any(f.key in self._edited or f.key in self._earlier for f in path)
+                or path[0].subject in self._exclude
+            ):
                 continue
             hops = [f.relation for f in path]
             if self.amounts.aloud and hops[-1].questions and rng.random() < self.amounts.aloud:
