@@ -1,6 +1,6 @@
 """Choosing layers: an exhaustive sweep of query and value ranges against what `locate` and `screen` choose.
 
-    python benchmarks/layers.py --model bundled --n 24 --draw 302 --finals 300 --out results/layers_301.json
+    python benchmarks/layers.py --model bundled --n 24 --draw 302 --finals 300 --out results/layers_302.json
 
 1. Every pair of contiguous ranges (query below value, at most --longest layers each) is written by
    `ace-closed`'s stages on fresh dev cases, all at once, and asked: the ranking.
