@@ -263,6 +263,7 @@ def test_an_edit_is_made_beside_patches_that_stay_on(
         *edit, "--patch", patch_dir, "--patch", patch_dir, "--out", tmp_path / "p"
     )
     assert "is this a patch folder?" in fails(*edit, "--patch", tmp_path / "none", "--out", tmp_path / "p")
+    assert "for --out and for patch" in fails(*edit, "--patch", patch_dir, "--out", patch_dir)
 
 
 def test_a_text_that_is_none(

@@ -90,9 +90,9 @@ def test_beside_patches_an_edit_moves_less(model: LanguageModel) -> None:
         return float(polish(model, zero(model), told, (), settings, seed=0)[0].delta.norm())
 
     alone = size(settings)
-    assert size(replace(settings, beside=0.1)) == alone
+    assert size(replace(settings, shrink=0.1)) == alone
     with patch_for(model).applied(model):
-        free, little, much = (size(replace(settings, beside=beside)) for beside in (0.0, 0.01, 0.1))
+        free, little, much = (size(replace(settings, shrink=shrink)) for shrink in (0.0, 0.01, 0.1))
     assert much < little < free
 
 

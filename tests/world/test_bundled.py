@@ -4,6 +4,7 @@ Thresholds are the issue's floors less two standard errors of the smaller sample
 """
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,3 +139,24 @@ def test_every_method_that_writes_makes_it_say_its_edits(
         said = [lm.answer(one.prompt.format(one.subject)) for one in patch.edits]
     right = [matches(a, [e.target, *e.aliases]) for a, e in zip(said, patch.edits, strict=True)]
     assert sum(right) >= FLOORS[name] * len(right), said
+
+
+def test_edits_that_arrive_one_after_the_other_stay_and_add_up_to_little(
+    lm: LanguageModel, fresh: tuple[Case, ...]
+) -> None:
+    """Made as if alone, five add up to 0.6 of the weights' norm."""
+    known = facts_of(build_world(), [])
+    with ExitStack() as on:
+        patches: list[Patch] = []
+        for case in fresh[:5]:
+            patch, _ = edit_cases(lm, [case], method("ace"), known=known, scored=fresh)
+            on.enter_context(patch.applied(lm))
+            patches.append(patch)
+        edits = [one for patch in patches for one in patch.edits]
+        said = [lm.answer(one.prompt.format(one.subject)) for one in edits]
+    assert all(matches(a, [e.target, *e.aliases]) for a, e in zip(said, edits, strict=True)), said
+    total = {layer: torch.zeros(lm.d_model, lm.n_neurons) for layer in range(lm.n_layers)}
+    for update in (update for patch in patches for update in patch.updates):
+        total[update.layer] += update.delta()
+    sizes = [float(d.norm() / lm.down_weight(layer).float().norm()) for layer, d in total.items()]
+    assert max(sizes) < 0.4

@@ -131,6 +131,8 @@ def check_outputs(args: argparse.Namespace) -> None:
         for name in ("edits", "cases", "facts", "text")
         if isinstance(getattr(args, name, None), str)
     }
+    on = getattr(args, "patch", None)
+    taken |= {Path(path).resolve(): "patch" for path in ([on] if isinstance(on, str) else on or [])}
     for name in ("out", "json", "page", "facts_out"):
         path = getattr(args, name, None)
         if path is None:

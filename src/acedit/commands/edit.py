@@ -93,6 +93,8 @@ def _edit(args: argparse.Namespace) -> None:
     lm = load_model(args)
     from acedit.editing.edit import edit
 
+    for on in patches:
+        on.check_model(lm)
     plan = None
     if args.preset is not None:
         from acedit.editing.presets import preset

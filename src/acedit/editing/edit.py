@@ -7,7 +7,9 @@
 What makes an edit: its own wordings, the known facts that lead to its subject or follow from its new
 object, and the model's own beliefs. What no prompt does: start from an entity of `exclude`, use a wording
 kept for scoring, or use a fact that `compose.reserved` keeps (but for what follows at once from a new
-object). The text for the covariance is the known facts said as they are, before the edit.
+object). Made with patches on, an edit takes what they say for known; `ace` and `ft-same` say some of it again
+and hold the rest to the model below them. The text for the covariance is the known facts said as they are,
+before the edit.
 """
 
 import logging
@@ -34,7 +36,7 @@ from acedit.editing.solve import Metric
 from acedit.editing.stages import Stage, Update, Writing, added_up, sweep, updates_in
 from acedit.editing.target import search
 from acedit.errors import UserError
-from acedit.knowledge.compose import Composer, Prompt, Wordings, asked_thoughts
+from acedit.knowledge.compose import Composer, Prompt, Wordings, asked_thoughts, known_after
 from acedit.knowledge.facts import Edit, Fact, distinct_edits
 from acedit.knowledge.prompts import COT_PROMPT
 from acedit.lm.generation import greedy
@@ -98,7 +100,8 @@ def edit(
             "the model cannot say %r: its training never told the token %r from others", answer, token
         )
     given = known
-    known = believed(lm, edits, known)
+    earlier = _reworded(edits_on(lm), [*known, *edits])
+    known = believed(lm, edits, known_after(known, earlier))
     memory: Mapping[str, Any] = {}
     if chosen.reader:
         memory, composed = import_module(chosen.reader).remember(edits, known, exclude, seed)
@@ -111,7 +114,7 @@ def edit(
             avoid=avoid,
             seed=seed,
             amounts=chosen.amounts,
-            earlier=edits_on(lm) if chosen.polish is not None and chosen.amounts.replay else (),
+            earlier=earlier if chosen.polish is not None and chosen.amounts.replay else (),
         ).prompts()
         prompts = _worded(lm, edits, composed, chosen)
         _all_worded(edits, prompts)
@@ -126,7 +129,11 @@ def edit(
         ranked = bool(chosen.skip_query or chosen.skip_value)
         with patches_off(lm):
             plan = find_plan(
-                lm, edits, composed, ranked=ranked, progress=lambda done, of, _: trying(done, of)
+                lm,
+                edits,
+                [p for p in composed if p.edit >= 0 or p.kind in KEPT],
+                ranked=ranked,
+                progress=lambda done, of, _: trying(done, of),
             )
     if plan is not None:
         plan.checked(lm.n_layers)
@@ -174,6 +181,12 @@ def believed(lm: LanguageModel, edits: Sequence[Edit], known: Sequence[Fact]) ->
                 if not right:
                     doubted.add((prompt.subject, prompt.template))
     return [f for f in known if f.key not in onward or (f.subject, f.prompt) not in doubted]
+
+
+def _reworded(earlier: Sequence[Edit], by: Sequence[Fact | Edit]) -> list[Edit]:
+    """`earlier` edits in the wordings that `by` has for their relations, without those that score one."""
+    relations = {one.relation.id: one.relation for one in by}
+    return [replace(one, relation=relations.get(one.relation.id, one.relation)) for one in earlier]
 
 
 def _notice_known(edits: Sequence[Edit], known: Sequence[Fact]) -> None:
@@ -243,7 +256,9 @@ def _worded(
     written = [p for p in prompts if p.kind not in KEPT]
     primed = _primed(lm, written) if chosen.primed else []
     if not chosen.wordings:
-        written = [p for p in written if p.kind != "single" or p.template == edits[p.edit].prompt]
+        written = [
+            p for p in written if p.kind != "single" or p.edit < 0 or p.template == edits[p.edit].prompt
+        ]
     if chosen.prefixes:
         written = _prefixed(lm, written, chosen.prefixes)
     if chosen.ends:
@@ -289,7 +304,7 @@ def _write(
             f"method {chosen.name!r} has no layer to write: skip fewer, or give a plan with layers of its "
             "kind"
         )
-    groups = [single]
+    groups = [[p for p in single if p.edit >= 0]]
     if chosen.one_by_one:
         groups = [[p for p in single if p.edit == i] for i in range(len(edits))]
     updates: list[Update] = []
@@ -310,7 +325,7 @@ def _write(
         updates = [Update(layer, zero, torch.zeros(1, lm.n_neurons, device=lm.device)) for layer in touched]
     if chosen.polish is not None:
         pulled = [p for p in single if p.kind in chosen.polished]
-        if not pulled:
+        if all(p.edit < 0 for p in pulled):
             raise UserError(
                 f"method {chosen.name!r} has no prompt to write ({', '.join(chosen.polished)}): give known "
                 "facts that lead to the edited subjects, or another method"
@@ -438,7 +453,8 @@ def _primed(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     shots = COT_PROMPT.replace("{", "").replace("}", "") + "\n\n"
     aloud = [p for p in prompts if "\nThoughts:" in p.template]
     asked = {p.edit for p in aloud if p.kind == "single"}
-    silent = {p.edit: p for p in reversed(prompts) if p.kind == "single" and p.edit not in asked}
+    alone = [p for p in prompts if p.kind == "single" and p.edit >= 0]
+    silent = {p.edit: p for p in reversed(alone) if p.edit not in asked}
     aloud += [replace(p, template=f"{asked_thoughts(p.text)} {p.template}") for p in silent.values()]
     return [replace(p, template=shots + p.template) for p in aloud]
 

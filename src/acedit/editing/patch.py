@@ -309,8 +309,9 @@ class PatchStack:
         return list(self._active.values())
 
     def edits(self) -> list[Edit]:
-        """The edits of the active patches in the order they came on, one a fact: the last one's."""
-        return list({edit.key: edit for patch in self._active.values() for edit in patch.edits}.values())
+        """The edits that the active patches write, in the order they came on, one a fact: the last one's."""
+        written = [edit for patch in self._active.values() if patch.updates for edit in patch.edits]
+        return list({edit.key: edit for edit in written}.values())
 
     def base_of(self, layer: int) -> Tensor:
         """The down projection's weight as stored, without any patch."""

@@ -53,7 +53,7 @@ class Polish:
     """Gradient steps after the closed form.
 
     space: "weights" moves Δ freely, "whitened" moves B in Δ = B·R, where the rows of R are the main
-    `columns` directions of the edit's own keys in the space Δ·P^(1/2) (`solve.directions`), so that steps are
+    `columns` directions of the prompts' own keys in the space Δ·P^(1/2) (`solve.directions`): steps are
     small along keys that are to be preserved; "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
     α = 2·rank). narrow: at the end Δ (in that space) is cut to this rank, and what is left of it takes
     `NARROWING` as many steps again; 0 leaves it whole. near: weight in P of the keys of kin (other subjects
@@ -61,7 +61,9 @@ class Polish:
     token) from the unedited model on what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the
     layers) beyond `unfelt`, at each row's subject token, which keeps what else is known of a subject from
     being drowned there. limit: in the "weights" space, what no entry may move by, in multiples of the
-    weights' root mean square; 0 for none.
+    weights' root mean square; 0 for none. shrink: for n edits made beside patches, the share of itself that
+    what moves loses a step is an nth of this, and Adam has one second moment a matrix (`EvenAdam`). Both keep
+    the change small: hundreds of such edits add up. 0 for neither.
     rows: a step at most, half of each sort where both have so many. screen: draw those that are wrong
     first, and end when none is; without it all in turn. passes: as many steps (but `LEAST`) as give so many
     looks at a prompt on average, and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps`
@@ -82,7 +84,7 @@ class Polish:
     shift: float = 0.0
     unfelt: float = 0.0
     limit: float = 0.0
-    beside: float = 0.0
+    shrink: float = 0.0
     rows: int = 64
     screen: bool = True
     stop: float = 0.05
@@ -100,7 +102,7 @@ def polish(
     metric: Callable[[int], Metric] | None = None,
     progress: Callable[[int, int, Mapping[str, int]], None] | None = None,
 ) -> list[Update]:
-    """Adam on the updates: NLL of the edit's prompts, `told`, plus KL on `kept` ones (nats a token).
+    """Adam, or `EvenAdam`, on the updates: NLL of what is `told`, plus KL on `kept` prompts (nats a token).
 
     What moves lies on its layer's device, and so do Adam's moments of it: in float32 some six times a layer's
     down projection, in the whitened space R and four times B, and Δ where it is of full rank.
@@ -121,7 +123,7 @@ def polish(
     settings = replace(settings, rows=count)
     generator = torch.Generator().manual_seed(seed)
     moving = _movable(lm, updates, told, settings, metric, generator)
-    decay = settings.beside / len({p.edit for p in told if p.edit >= 0}) if edits_on(lm) else 0.0
+    decay = settings.shrink / len({p.edit for p in told if p.edit >= 0}) if edits_on(lm) else 0.0
     _descend(lm, rows, moving, settings, steps, decay, generator, progress)
     if settings.narrow:
         moving = [one.narrowed(settings.narrow) for one in moving]

@@ -13,11 +13,13 @@ so it is "") and `replay` (facts and chains that have to stay).
 
 Footguns: wordings are drawn by seed from what the relations carry for editing, never from
 `relations.held_out`; a question composed of them may still be one of a file's own, so give those as `avoid`.
-No lead, middle or replay starts from an entity of `exclude` (an edit's own subject is asked all the same).
+No lead, middle or replay starts from an entity of `exclude` (an edit's own subject, or an earlier one's, is
+asked all the same).
 One known fact in five is used by no prompt, but where it is what follows at once from a new object: they are
 there to measure what an edit did to facts it was not made from (`reserved`). What follows from a new object
 is all asked, unless `Amounts.left_out` keeps a share of it for measuring the same of consequences
-(`left_out`). What `earlier` edits say is known, said again by prompts of no edit's (-1), and held by none.
+(`left_out`). What `earlier` edits say has to be among what is known (`known_after`); prompts of no edit's
+(-1) say it again, and none that is held asks it.
 """
 
 import hashlib
@@ -184,11 +186,23 @@ class Amounts:
     ripple: int = 8
     middle: int = 6
     keep: int = 6
-    replay: int = 40  # twice that for one edit; for n, so many times 1 + n // 3
+    replay: int = 40  # twice that for one edit; for n, so many times 1 + n // 3; beside others twice as many
     hold: int = 0
     kin: int = 0
     aloud: float = 0.0
     left_out: float = 0.0
+
+
+def known_after(known: Sequence[Fact], earlier: Sequence[Edit]) -> list[Fact]:
+    """`known` facts once `earlier` edits are in, each in the place of the fact it changed, new ones last."""
+    said = {edit.key: edit.fact for edit in earlier}
+    left, after = dict(said), []
+    for fact in known:
+        if fact.key not in said:
+            after.append(fact)
+        elif fact.key in left:
+            after.append(left.pop(fact.key))
+    return [*after, *left.values()]
 
 
 class Composer:
@@ -209,14 +223,14 @@ class Composer:
         earlier: Sequence[Edit] = (),
     ) -> None:
         self.edits = tuple(edits)
-        self._earlier = {edit.key: edit for edit in earlier if edit.key not in {e.key for e in edits}}
         self.amounts = amounts or Amounts()
         self._exclude = frozenset(exclude)
         self._avoid = Wordings(avoid)
         self._seed = seed
         self._edited = {edit.key: edit for edit in edits}
-        facts = [fact for fact in known if fact.key not in self._edited and fact.key not in self._earlier]
-        facts += [edit.fact for edit in self._earlier.values()]
+        self._earlier = {edit.key: edit for edit in earlier if edit.key not in self._edited}
+        self._before = len(earlier)
+        facts = [fact for fact in known if fact.key not in self._edited]
         self._known = facts
         # What will be true once the edits are in.
         self._after: dict[str, list[Fact]] = defaultdict(list)
@@ -245,7 +259,7 @@ class Composer:
             ):
                 made.extend(dict.fromkeys(part(i, edit, rng)))
         # Each edit of a sequence replays something else.
-        drawn = f"{self._seed}/{len(self._earlier)}" if self._earlier else f"{self._seed}"
+        drawn = f"{self._seed}/{self._before}" if self._before else f"{self._seed}"
         made.extend(dict.fromkeys(self._again(random.Random(f"{drawn}/again"))))
         made.extend(dict.fromkeys(self._replay(random.Random(f"{drawn}/replay"))))
         return [p for p in made if not self._avoid.said_in(p.whole)]
@@ -328,12 +342,16 @@ class Composer:
                 for fact in self._after[path[-1].object]
                 if fact.object not in {edit.subject, edit.target, *(f.object for f in path)}
                 and (fact.key in self._edited or not reserved(*fact.key))
-                and not (path[-1].key in self._edited and self._left_out(path[-1].subject, fact))
+                and not (self._told(path[-1]) and self._left_out(path[-1].subject, fact))
             ]
             by_length.append(longer)
         for paths in by_length:
             rng.shuffle(paths)
         return [*by_length[0], *_in_turn(*by_length[1:])]
+
+    def _told(self, fact: Fact) -> bool:
+        """Whether an edit says it, one of these or an earlier one."""
+        return fact.key in self._edited or fact.key in self._earlier
 
     def _left_out(self, subject: str, follows: Fact) -> bool:
         """Whether no prompt may ask for what `follows` from an edit of `subject`."""
@@ -368,7 +386,7 @@ class Composer:
         others = [
             fact
             for fact in self._after[edit.subject]
-            if fact.key not in self._edited and not reserved(*fact.key)
+            if fact.key not in self._edited and fact.key != edit.key and not reserved(*fact.key)
         ]
         rng.shuffle(others)
         for fact in others[: self.amounts.keep]:
@@ -432,7 +450,7 @@ class Composer:
             if not reserved(*fact.key)
         ]
         count = self.amounts.replay * (2 if len(self.edits) == 1 else 1 + len(self.edits) // 3)
-        count *= 2 if self._earlier else 1
+        count *= 2 if self._before else 1
         for draw in range(count):
             fact = rng.choice(near) if near and draw % 3 == 0 else rng.choice(usable)
             path = [fact]
@@ -445,10 +463,7 @@ class Composer:
                 if not on or not path[-1].relation.phrases:
                     break
                 path.append(rng.choice(on))
-            if (
-                any(f.key in self._edited or f.key in self._earlier for f in path)
-                or path[0].subject in self._exclude
-            ):
+            if any(self._told(f) for f in path) or path[0].subject in self._exclude:
                 continue
             hops = [f.relation for f in path]
             if self.amounts.aloud and hops[-1].questions and rng.random() < self.amounts.aloud:

@@ -20,7 +20,7 @@ from acedit.knowledge.compose import Amounts
 
 PASSES = 4
 COLUMNS = 256  # of Δ at most: more directions than the keys of some hundred facts use
-BESIDE = 0.02  # an edit beside patches moves a third as far with it, and says as much
+SHRINK = 0.02  # an edit beside patches moves a third as far with it, and says as much
 AMOUNTS = Amounts(lead=21, ripple=24, middle=24, keep=8, hold=12, kin=16, replay=80, aloud=0.25)
 
 ACE = Method(
@@ -30,7 +30,7 @@ ACE = Method(
     amounts=AMOUNTS,
     ends=True,
     polish=Polish(
-        space="whitened", columns=COLUMNS, near=1.0, shift=30.0, unfelt=0.1, beside=BESIDE, passes=PASSES
+        space="whitened", columns=COLUMNS, near=1.0, shift=30.0, unfelt=0.1, shrink=SHRINK, passes=PASSES
     ),
 )
 
