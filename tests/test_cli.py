@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,21 @@ def test_patch_export_writes_an_adapter(run: Run, patch_dir: Path, tmp_path: Pat
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+
+
+def test_patch_merge_makes_one_of_two(
+    run: Run, patch_dir: Path, fails: Callable[..., str], tmp_path: Path
+) -> None:
+    patch = Patch.load(patch_dir)
+    other = replace(patch, edits=tuple(replace(one, subject="Cy Doe") for one in patch.edits))
+    other.save(tmp_path / "other")
+    out, record = tmp_path / "both", tmp_path / "r.json"
+    code, _, err = run("patch", "merge", patch_dir, tmp_path / "other", "--out", out, "--json", record)
+    assert code == 0, err
+    assert json.loads(record.read_text("utf-8"))["id"] == Patch.load(out).id
+    assert len(Patch.load(out).edits) == 2 * len(patch.edits)
+    assert "nothing to merge" in fails("patch", "merge", patch_dir, "--out", tmp_path / "p")
+    assert "for --out and for patch" in fails("patch", "merge", patch_dir, out, "--out", out)
 
 
 def test_every_shape_can_be_asked_for(run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""`acedit patch show | apply | export`: look at a patch, bake it into a checkpoint, ship it as an adapter."""
+"""`acedit patch show | apply | export | merge`: look at a patch, bake it into a checkpoint, ship it as an
+adapter, make one of several."""
 
 import argparse
 from pathlib import Path
@@ -32,6 +33,10 @@ def add(commands: Any, shared: Shared) -> None:
     export.add_argument("patch", metavar="PATCH")
     export.add_argument("--out", metavar="DIR", required=True, help="folder for the adapter")
     export.set_defaults(run=_export)
+    merge = patches.add_parser("merge", parents=[shared.common], help="make one patch of several")
+    merge.add_argument("patch", metavar="PATCH", nargs="+")
+    merge.add_argument("--out", metavar="PATCH", required=True, help="folder to write the patch to")
+    merge.set_defaults(run=_merge)
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -106,3 +111,22 @@ def _export(args: argparse.Namespace) -> None:
     patch.to_lora(args.out)
     print(f"LoRA adapter of patch {patch.id[:12]} in {args.out}")
     write_result(args, "patch export", patch=args.patch, id=patch.id, out=args.out)
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from acedit.editing.merge import merged
+    from acedit.editing.patch import Patch
+    from acedit.files import edit_rows
+
+    check_outputs(args)
+    patch = merged([Patch.load(path) for path in args.patch])
+    patch.save(args.out)
+    print(f"{len(args.patch)} patches, {len(patch.edits)} edits, in {args.out}")
+    write_result(
+        args,
+        "patch merge",
+        patches=list(args.patch),
+        id=patch.id,
+        edits=edit_rows(patch.edits),
+        out=args.out,
+    )
