@@ -679,8 +679,11 @@ def test_output_under_a_file(fails: Callable[..., str], model_dir: Path, edits_f
 def test_apply_refuses_a_full_folder(
     fails: Callable[..., str], model_dir: Path, patch_dir: Path, tmp_path: Path
 ) -> None:
+    before = files_under(model_dir)
+    assert "not an empty folder" in fails("patch", "apply", model_dir, patch_dir, "--out", model_dir)
+    assert files_under(model_dir) == before
     before = files_under(patch_dir)
-    assert "not an empty folder" in fails("patch", "apply", model_dir, patch_dir, "--out", patch_dir)
+    assert "for --out and for patch" in fails("patch", "apply", model_dir, patch_dir, "--out", patch_dir)
     assert files_under(patch_dir) == before
 
 

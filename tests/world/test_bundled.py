@@ -144,11 +144,11 @@ def test_every_method_that_writes_makes_it_say_its_edits(
 def test_edits_that_arrive_one_after_the_other_stay_and_add_up_to_little(
     lm: LanguageModel, fresh: tuple[Case, ...]
 ) -> None:
-    """Made as if alone, five add up to 0.6 of the weights' norm."""
+    """Made as if alone, three add up to 0.45 of the weights' norm."""
     known = facts_of(build_world(), [])
     with ExitStack() as on:
         patches: list[Patch] = []
-        for case in fresh[:5]:
+        for case in fresh[:3]:
             patch, _ = edit_cases(lm, [case], method("ace"), known=known, scored=fresh)
             on.enter_context(patch.applied(lm))
             patches.append(patch)
@@ -159,4 +159,4 @@ def test_edits_that_arrive_one_after_the_other_stay_and_add_up_to_little(
     for update in (update for patch in patches for update in patch.updates):
         total[update.layer] += update.delta()
     sizes = [float(d.norm() / lm.down_weight(layer).float().norm()) for layer, d in total.items()]
-    assert max(sizes) < 0.4
+    assert max(sizes) < 0.36
