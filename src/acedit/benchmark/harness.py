@@ -9,13 +9,12 @@ Footgun: the harness downloads the data of its own tasks; only ours work without
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from acedit.editing.patch import Patch
+from acedit.editing.patch import Patch, patches_on
 from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
 
@@ -55,10 +54,9 @@ def run_tasks(
     )
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise UserError(f"lm-evaluation-harness knows no task {unknown[0]!r}; see 'lm_eval ls tasks'")
-    with ExitStack() as on:
-        for patch in patches:
-            patch.refuse_memory("the harness asks the weights alone")
-            on.enter_context(patch.applied(lm))
+    for patch in patches:
+        patch.refuse_memory("the harness asks the weights alone")
+    with patches_on(lm, patches):
         model = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size)
         found = simple_evaluate(
             model=model,

@@ -24,18 +24,14 @@ def add(commands: Any, shared: Shared) -> None:
 
 
 def _ask(args: argparse.Namespace) -> None:
-    from contextlib import ExitStack
-
-    from acedit.editing.patch import Patch
+    from acedit.editing.patch import Patch, patches_on
 
     if not args.question.strip():
         raise UserError("the question is empty; give a text")
     check_outputs(args)
     patches = [Patch.load(path) for path in args.patch]
     lm = load_model(args)
-    with ExitStack() as stack:
-        for patch in patches:
-            stack.enter_context(patch.applied(lm))
+    with patches_on(lm, patches):
         answer = lm.answer(args.question, cot=args.cot)
     print(answer)
     write_result(

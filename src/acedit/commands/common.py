@@ -126,13 +126,12 @@ def check_outputs(args: argparse.Namespace) -> None:
     """Raises UserError where an output cannot be written, or would fall on another or on an input."""
     from acedit.files import check_writable
 
-    taken = {
-        Path(getattr(args, name)).resolve(): name
-        for name in ("edits", "cases", "facts", "text")
-        if isinstance(getattr(args, name, None), str)
-    }
-    on = getattr(args, "patch", None)
-    taken |= {Path(path).resolve(): "patch" for path in ([on] if isinstance(on, str) else on or [])}
+    taken = {}
+    for name in ("edits", "cases", "facts", "text", "patch"):
+        given = getattr(args, name, None)
+        for path in given if isinstance(given, list) else [given]:
+            if isinstance(path, str):
+                taken[Path(path).resolve()] = name
     for name in ("out", "json", "page", "facts_out"):
         path = getattr(args, name, None)
         if path is None:

@@ -6,7 +6,6 @@ acedit edit bundled more.json --patch p/ --out q/    # made to stand beside p/
 
 import argparse
 import time
-from contextlib import ExitStack
 from typing import Any
 
 from acedit.commands.common import (
@@ -76,7 +75,7 @@ def _edit(args: argparse.Namespace) -> None:
     check_outputs(args)
     from acedit.benchmark.leak import clear_of
     from acedit.editing.methods import method
-    from acedit.editing.patch import Patch
+    from acedit.editing.patch import Patch, patches_on
 
     patches = [Patch.load(path) for path in args.patch]
     chosen = method(args.method).skipping(query=args.skip_query, value=args.skip_value)
@@ -111,9 +110,7 @@ def _edit(args: argparse.Namespace) -> None:
 
         how = {"seed": args.seed, "text": text, "progress": progress.count}
         plan = locate(lm, **clear, top=1, screen=True, **how).plan
-    with ExitStack() as stack:
-        for on in patches:
-            stack.enter_context(on.applied(lm))
+    with patches_on(lm, patches):
         patch = edit(
             lm,
             **clear,

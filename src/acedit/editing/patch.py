@@ -18,7 +18,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -401,6 +401,15 @@ def _stack(lm: LanguageModel) -> PatchStack:
         lm.patch_stack = PatchStack(lm)
     stack: PatchStack = lm.patch_stack
     return stack
+
+
+@contextmanager
+def patches_on(lm: LanguageModel, patches: Sequence[Patch]) -> Iterator[LanguageModel]:
+    """`lm` with all of these on, as `Patch.applied`."""
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch.applied(lm))
+        yield lm
 
 
 @contextmanager

@@ -42,8 +42,7 @@ _STARTS = re.compile(r"(?:\A|(?<=[.:?!\n])) *")
 PATHS = 64  # ways in of each length that are gone on with
 FRAMES = ("Tell me {}.", "Can you name {}?", "{}:", "{} is called")  # around a noun phrase, to ask for it
 FRAMED = 2  # of them a relation a subject is asked after
-AGAIN = 16  # earlier edits that are said again beside new ones,
-AGAIN_EACH = {"single": 4, "lead": 3, "ripple": 3, "middle": 3, "keep": 2}  # in so many prompts each
+AGAIN = 16  # earlier edits that are said again beside new ones
 
 Kind = Literal["single", "lead", "ripple", "middle", "keep", "hold", "replay"]
 
@@ -275,9 +274,9 @@ class Composer:
     def _again(self, rng: random.Random) -> Iterator[Prompt]:
         """What earlier edits say: of some of them, a few prompts of each kind."""
         earlier = list(self._earlier.values())
-        parts = (self._single, self._lead, self._ripple, self._middle, self._keep)
+        counts = {self._single: 4, self._lead: 3, self._ripple: 3, self._middle: 3, self._keep: 2}
         for edit in rng.sample(earlier, k=min(AGAIN, len(earlier))):
-            for part, count in zip(parts, AGAIN_EACH.values(), strict=True):
+            for part, count in counts.items():
                 made = list(dict.fromkeys(part(-1, edit, rng)))
                 yield from rng.sample(made, k=min(count, len(made)))
 
@@ -342,16 +341,16 @@ class Composer:
                 for fact in self._after[path[-1].object]
                 if fact.object not in {edit.subject, edit.target, *(f.object for f in path)}
                 and (fact.key in self._edited or not reserved(*fact.key))
-                and not (self._told(path[-1]) and self._left_out(path[-1].subject, fact))
+                and not (self._told(path[-1].key) and self._left_out(path[-1].subject, fact))
             ]
             by_length.append(longer)
         for paths in by_length:
             rng.shuffle(paths)
         return [*by_length[0], *_in_turn(*by_length[1:])]
 
-    def _told(self, fact: Fact) -> bool:
-        """Whether an edit says it, one of these or an earlier one."""
-        return fact.key in self._edited or fact.key in self._earlier
+    def _told(self, key: tuple[str, str]) -> bool:
+        """Whether an edit says the fact with this key, one of these or an earlier one."""
+        return key in self._edited or key in self._earlier
 
     def _left_out(self, subject: str, follows: Fact) -> bool:
         """Whether no prompt may ask for what `follows` from an edit of `subject`."""
@@ -405,9 +404,7 @@ class Composer:
         relations = {
             id: relation
             for id, relation in self._of_kin(edit).items()
-            if (edit.subject, id) not in self._edited
-            and (edit.subject, id) not in self._earlier
-            and not reserved(edit.subject, id)
+            if not self._told((edit.subject, id)) and not reserved(edit.subject, id)
         }
         for id in rng.sample(sorted(relations), k=min(self.amounts.hold, len(relations))):
             yield from self._asks(edit.subject, [relations[id]], "", "hold", i, rng)
@@ -432,11 +429,8 @@ class Composer:
 
     def _others(self, edit: Edit) -> list[str]:
         """Subjects that have the edit's relation too, are not edited, and may be asked; sorted."""
-        others = {
-            f.subject
-            for f in self._same[edit.relation.id]
-            if not reserved(*f.key) and f.key not in self._earlier
-        }
+        same = self._same[edit.relation.id]
+        others = {f.subject for f in same if not reserved(*f.key) and not self._told(f.key)}
         return sorted(others - self._exclude - {edit.subject for edit in self.edits})
 
     def _replay(self, rng: random.Random) -> Iterator[Prompt]:
@@ -463,7 +457,7 @@ class Composer:
                 if not on or not path[-1].relation.phrases:
                     break
                 path.append(rng.choice(on))
-            if any(self._told(f) for f in path) or path[0].subject in self._exclude:
+            if any(self._told(f.key) for f in path) or path[0].subject in self._exclude:
                 continue
             hops = [f.relation for f in path]
             if self.amounts.aloud and hops[-1].questions and rng.random() < self.amounts.aloud:
