@@ -655,6 +655,40 @@ def test_cases_that_are_none(fails: Callable[..., str], model_dir: Path, edits_f
     fails("evaluate", model_dir, edits_file)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ask", "{model}", "Who?"),
+        ("evaluate", "{model}", "{cases}"),
+        (
+            "bench",
+            "--model",
+            "{model}",
+            "--cases",
+            "{cases}",
+            "--methods",
+            "base",
+            "--no-cot",
+            "--out",
+            "{out}",
+        ),
+    ],
+)
+def test_a_model_with_broken_weights_answers_nothing(
+    fails: Callable[..., str], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    from acedit.world.graph import mquake_cases
+
+    cases = written(tmp_path / "cases.json", mquake_cases("2hop")[:1])
+    model = tiny_model("qwen3")
+    model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("inf")
+    model.save_pretrained(tmp_path / "broken")
+    byte_tokenizer().save_pretrained(tmp_path / "broken")
+    places = {"model": tmp_path / "broken", "cases": cases, "out": tmp_path / "run"}
+    said = fails(*(word.format(**places) for word in command))
+    assert "layer 1: " in said and "down_proj.weight holds NaN or infinite weights" in said
+
+
 @pytest.mark.parametrize("count", ["0", "5", "two"])
 def test_edits_a_case_out_of_range(fails: Callable[..., str], tmp_path: Path, count: str) -> None:
     assert "--edits" in fails("world", "cases", "--edits", count, "--out", tmp_path / "c.json")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acedit.attribution.plan import LONGEST, Plan, Reach, alike, choose_layers, middle_of
+from acedit.attribution.plan import DEEPEST, Plan, Reach, alike, choose_layers, middle_of
 from acedit.errors import UserError
 
 finite = st.floats(0, 20, allow_nan=False)
@@ -25,7 +25,7 @@ def test_layers_are_in_order_and_within_the_model(rows: tuple[list[list[float]],
     plan = choose_layers(Reach(*rows)).checked(len(rows[0]))
     query, value = plan.query_layers, plan.value_layers
     for some in (query, value):
-        assert list(some) == list(range(some[0], some[-1] + 1)) and len(some) <= LONGEST
+        assert list(some) == list(range(some[0], some[-1] + 1)) and len(some) <= DEEPEST
     assert query[-1] < value[0] or len(rows[0]) == 1
     assert all(query[-1] < layer < value[0] for layer in plan.middle_layers)
     assert Plan.from_json(plan.to_json()) == plan
@@ -45,16 +45,25 @@ def test_a_clear_difference_is_not_alike_and_a_doubtful_one_is() -> None:
     assert alike(clear, range(3)) == (0,)
     doubtful = [[0.1, 0.9, 0.1], [0.9, 0.1, 0.2], [5.0, 5.1, 4.9]]
     assert alike(doubtful, range(3)) == (0, 1)
+    little = [[0.01, 0.01], [0.03, 0.03], [0.2, 0.2]]
+    assert alike(little, range(3)) == (0,) and alike(little, range(3), 0.05) == (0, 1)
 
 
 def test_query_layers_are_shallow_and_value_layers_deep_where_v_says_so() -> None:
     shallow = [[0.4], [0.4], [1.9], [1.5], [3.4], [7.0]]
     deep = [[2.6], [1.0], [0.1], [0.01], [0.01], [0.01]]
     plan = choose_layers(Reach(shallow, deep), value=[1.0] * 6, query=[2.0] * 6)
-    assert (plan.query_layers, plan.middle_layers, plan.value_layers) == ((0, 1), (2,), (3, 4, 5))
+    assert (plan.query_layers, plan.middle_layers, plan.value_layers) == ((0,), (2,), (4, 5))
     assert plan.scores["reach"] == [0.4, 0.4, 1.9, 1.5, 3.4, 7.0]
     assert "layers 0 to 1 serve alike" in plan.reason["query"]
     assert set(choose_layers(Reach(shallow, deep)).scores) == {"reach", "value_reach"}
+
+
+def test_of_layers_alike_the_outermost_are_taken() -> None:
+    flat = [[1.0, 2.0], [2.0, 1.0], [1.0, 2.0], [2.0, 1.0], [1.0, 2.0], [2.0, 1.0], [1.0, 2.0]]
+    plan = choose_layers(Reach(flat, flat))
+    assert (plan.query_layers, plan.middle_layers, plan.value_layers) == ((0,), (3,), (5, 6))
+    assert "layers 1 to 6 serve alike" in plan.reason["value"]
 
 
 def test_the_middle_is_between() -> None:

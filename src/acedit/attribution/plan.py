@@ -5,11 +5,12 @@
 
 What decides is the *reach* of v*: searched at a layer and token on some prompts, what loss does it leave on
 others? A query layer is where a v* at the subject's last token serves other wordings of the fact, a value
-layer where one at the last token serves other chains that lead to the subject. In sweeps of all ranges
-this is as good as the best layers on the bundled model, near them on another (where `editing.screen` finds
-them), and Eq. 9 and Eq. 10 are not (docs/decisions.md; compare Hase et al. 2023). They rank layers all the
-same, for those who leave out the most important (Table 4). Middle layers, for facts
-with hops on both sides, lie between.
+layer where one at the last token serves other chains that lead to the subject. Of layers that serve alike
+the query stage takes the shallowest, the value stage the deepest two, so that each writes where the other's
+tokens are least read. In sweeps of all ranges this is within two points of the best (docs/results.md), and
+Eq. 9 and Eq. 10 are not (docs/decisions.md; compare Hase et al. 2023). They rank layers all the same, for
+those who leave out the most important (Table 4). Middle layers, for facts with hops on both sides, lie
+between.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,8 @@ from typing import Any
 
 from acedit.errors import UserError
 
-LONGEST = 3  # layers a stage is spread over at most
+SHALLOWEST, DEEPEST = 1, 2  # layers the query stage takes of those that serve alike, and the value stage
+RULE = 2  # how `choose_layers` chooses; goes up when it would choose others
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,12 @@ class Reach:
     """Losses (nats a token) of v* on prompts it was not searched on: a row a layer, a column an edit.
 
     query: at the subject's last token of single-hop prompts. value: at the last token of prompts that lead
-    to the subject (of single-hop ones where there are none).
+    to the subject (of single-hop ones where there are none). enough: below it one is as good as another.
     """
 
     query: Sequence[Sequence[float]]
     value: Sequence[Sequence[float]]
+    enough: float = 0.0
 
     def means(self) -> tuple[list[float], list[float]]:
         """By layer: the mean of each."""
@@ -91,9 +94,9 @@ class Reach:
         return query, value
 
 
-def alike(losses: Sequence[Sequence[float]], among: Sequence[int]) -> tuple[int, ...]:
+def alike(losses: Sequence[Sequence[float]], among: Sequence[int], enough: float = 0.0) -> tuple[int, ...]:
     """The run of layers of `among` around the one of least mean loss that do as well: the mean difference
-    to it, paired over edits, is within its standard error."""
+    to it, paired over edits, is within its standard error, or the mean no more than `enough`."""
     means = {layer: sum(losses[layer]) / len(losses[layer]) for layer in among}
     best = min(among, key=lambda layer: means[layer])
 
@@ -101,7 +104,7 @@ def alike(losses: Sequence[Sequence[float]], among: Sequence[int]) -> tuple[int,
         differences = [a - b for a, b in zip(losses[layer], losses[best], strict=True)]
         n, mean = len(differences), means[layer] - means[best]
         spread = sum((d - mean) ** 2 for d in differences) / (n - 1) if n > 1 else 0.0
-        return bool(mean <= (spread / n) ** 0.5)
+        return bool(mean <= (spread / n) ** 0.5 or means[layer] <= enough)
 
     first = last = list(among).index(best)
     while first > 0 and as_good(among[first - 1]):
@@ -111,23 +114,17 @@ def alike(losses: Sequence[Sequence[float]], among: Sequence[int]) -> tuple[int,
     return tuple(among[first : last + 1])
 
 
-def _central(run: Sequence[int]) -> tuple[int, ...]:
-    """At most `LONGEST` layers from the middle of `run`, the lower ones where it cannot be halved."""
-    first = max(0, len(run) - LONGEST) // 2
-    return tuple(run[first : first + LONGEST])
-
-
 def choose_layers(reach: Reach, *, value: Sequence[float] = (), query: Sequence[float] = ()) -> Plan:
-    """A plan from the reach of v* in each layer: the layers in the middle of those that serve best, at most
-    `LONGEST` for each stage.
+    """A plan from the reach of v* in each layer: of those that serve best the shallowest for the query stage,
+    the deepest two for the value stage.
 
     Value layers lie above query layers. value, query: scores of Eq. 9 and Eq. 10 by layer, kept in the plan.
     """
     n = len(reach.query)
-    run = alike(reach.query, range(max(1, n - 1)))
-    query_layers = _central(run)
-    above = alike(reach.value, range(query_layers[-1] + 1, n) or range(n))
-    value_layers = _central(above)
+    run = alike(reach.query, range(max(1, n - 1)), reach.enough)
+    query_layers = run[:SHALLOWEST]
+    above = alike(reach.value, range(query_layers[-1] + 1, n) or range(n), reach.enough)
+    value_layers = above[-DEEPEST:]
     means = reach.means()
     middle = middle_of(query_layers, value_layers)
 

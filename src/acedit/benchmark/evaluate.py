@@ -193,13 +193,15 @@ def evaluate(
     serve. text: as `edit` takes it, for a method. Values are shares; every metric has value, n, low, high
     (95%), questions, unfiltered. progress: told what is done, of how many, and of what.
     Raises UserError for both a patch and a method, no cases, a batch under 1, or, before anything is done,
-    for a patch of another model or one that is on, or a batch whose edits contradict each other. Cases that
+    for weights that are not finite, a patch of another model or one that is on, or a batch whose edits
+    contradict each other. Cases that
     other cases of their batch bend are told of in the log.
     """
     if patch is not None and method is not None:
         raise UserError("give a patch or a method, not both")
     if batch < 1:
         raise UserError(f"batch is {batch}: edit at least one case at a time")
+    lm.refuse_broken()
     if patch is not None:
         patch.check_model(lm)
         patch.refuse_twice(lm)

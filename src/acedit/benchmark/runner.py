@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from acedit import __version__
-from acedit.attribution.plan import Plan
+from acedit.attribution.plan import RULE, Plan
 from acedit.benchmark.evaluate import PLANNED, edit_cases, shared_plan, size_of
 from acedit.benchmark.faults import Fault, audit, contradicting, counts, pack, without
 from acedit.benchmark.fluency import perplexity
@@ -323,7 +323,7 @@ def items_of(
     first: the number of the first group. run_as: how and where the weights with this fingerprint are used.
     tell: told groups done, and in all.
     """
-    planned = _digest(job.plan.to_json() if job.plan else [_case_form(case) for case in job.planned])
+    planned = _digest(job.plan.to_json() if job.plan else [RULE, *map(_case_form, job.planned)])
     beside = _digest([_case_form(case) for case in job.beside])
     text = _digest(job.text)
     states = [method.state(fingerprint) for method in methods]
@@ -407,6 +407,7 @@ def run(
     with Store.open(folder) as store, _threads(job.threads):
         say("loading the model")
         own = lm or load(job.model, dtype=job.dtype, device_map=job.device_map)
+        own.refuse_broken()
         for method in methods:
             if job.preset and method.planned:
                 if method.ranged:
@@ -508,7 +509,7 @@ def _settings(job: Job, methods: Sequence[Method]) -> dict[str, Any]:
 def _plan_of(job: Job, lm: LanguageModel, run_as: str, store: Store) -> Plan:
     """The layers of the run, those the store holds where they were chosen from the same."""
     forms, facts = [_case_form(case) for case in job.planned], [asdict(fact) for fact in job.known]
-    of = _digest([PROTOCOL, __version__, lm.fingerprint, run_as, job.seed, job.threads, forms, facts])
+    of = _digest([PROTOCOL, RULE, __version__, lm.fingerprint, run_as, job.seed, job.threads, forms, facts])
     kept = store.meta("layers")
     if kept is not None and kept["of"] == of:
         return Plan.from_json(kept["plan"])

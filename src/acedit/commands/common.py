@@ -58,7 +58,10 @@ class Progress:
 
 
 def load_model(args: argparse.Namespace) -> "LanguageModel":
-    """The model that the arguments name, without transformers' progress bars."""
+    """The model that the arguments name, without transformers' progress bars.
+
+    Raises UserError for weights that are not finite, besides what `load` refuses.
+    """
     from transformers.utils import logging as chatter
 
     from acedit.lm.loading import load
@@ -69,6 +72,7 @@ def load_model(args: argparse.Namespace) -> "LanguageModel":
     if args.dtype is not None:
         known_dtype(args.dtype)
     lm = load(args.model, dtype=args.dtype, device_map=args.device_map)
+    lm.refuse_broken()
     if args.dtype is None and lm.device.type == "cpu" and lm.wide != lm.dtype and not args.quiet:
         print(
             f"the checkpoint is in {str(lm.dtype).removeprefix('torch.')}, in which many CPUs are several "

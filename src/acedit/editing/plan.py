@@ -22,7 +22,8 @@ from acedit.knowledge.facts import Edit, Fact
 from acedit.lm.model import LanguageModel
 
 REACH = TargetSettings(steps=15)
-SAMPLED = 4  # edits whose reach is measured,
+ENOUGH = 0.05  # nats, at which ROME ends its search: less tells no layer from another
+SAMPLED = 8  # edits whose reach is measured,
 PROMPTS = 6  # on so many of their prompts
 
 
@@ -41,6 +42,7 @@ def reach_of(
     return Reach(
         _held_loss(lm, edits, single, "subject", progress),
         _held_loss(lm, edits, lead, "last", progress) or _held_loss(lm, edits, single, "last", progress),
+        ENOUGH,
     )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from acedit.attribution.plan import LONGEST, Plan, middle_of, why_middle
+from acedit.attribution.plan import Plan, middle_of, why_middle
 from acedit.editing.batch import Batch, split
 from acedit.editing.edit import KEPT, believed, own_answers, swept
 from acedit.editing.methods import method
@@ -36,6 +36,7 @@ from acedit.lm.model import LanguageModel
 
 AMOUNTS = Amounts(lead=6, ripple=8, middle=6, keep=3, replay=16)
 TRIALS = 24  # edits written on every range
+LONGEST = 3  # layers of a range
 NAMES = {"single": "edit", "keep": "kept", "replay": "kept"}  # other kinds by their own name
 
 Range = tuple[int, ...]
@@ -158,7 +159,7 @@ class Trial:
 def screen(
     trial: Trial,
     *,
-    longest: int = 3,
+    longest: int = LONGEST,
     finalists: int = 4,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Screened]:

@@ -444,8 +444,13 @@ class LanguageModel:
 
     @cached_property
     def _broken(self) -> str | None:
-        """The first parameter that holds a number that is not finite, looked for once, on first use."""
+        """The first parameter that holds a number that is not finite, looked for once, on first use.
+
+        What is offloaded to disk or memory is not looked at.
+        """
         for name, weight in self.model.named_parameters():
+            if weight.is_meta:
+                continue
             flat = weight.detach().reshape(-1)
             if not all(bool(torch.isfinite(part).all()) for part in flat.split(1 << 24)):
                 return str(name)
