@@ -41,6 +41,7 @@ from acedit.editing.patch import Patch
 from acedit.editing.preserve import text_of
 from acedit.editing.presets import preset
 from acedit.errors import UserError
+from acedit.knowledge.compose import known_after
 from acedit.knowledge.facts import Case, Fact
 from acedit.knowledge.prompts import COT_PROMPT
 from acedit.lm.loading import load
@@ -203,17 +204,17 @@ class Worker:
         # One text for all steps: what it gives is kept, and is of the unedited model.
         text = self._job.text or text_of(self._lm, without_scored(self._job.known, item.cases))
         by_step = {unit.step: unit for unit in item.units}
-        known = {fact.key: fact for fact in self._job.known}
+        known = list(self._job.known)
         facts, seconds, rank, norm = 0, 0.0, 0, 0.0
         ids: set[str] = set()
         with ExitStack() as on:
             for step, case in enumerate(item.cases[: max(by_step)], 1):
-                patch, spent = self._step(item, step, list(known.values()), text)
+                patch, spent = self._step(item, step, known, text)
                 # Two cases may ask for the same: a patch that is on stays on.
                 if patch.id not in ids:
                     on.enter_context(patch.applied(self._lm))
                 ids.add(patch.id)
-                known |= {edit.key: edit.fact for edit in case.edits}
+                known = known_after(known, case.edits)
                 size = size_of(patch, self._lm)
                 facts, seconds = facts + len(patch.edits), seconds + spent
                 rank, norm = max(rank, size[0]), max(norm, size[1])
