@@ -28,9 +28,10 @@ COLUMNS = (
     ("batch25.json", "ace-value", "25 at once"),
     ("batch25.json", "ace-query", "25 at once"),
     ("batch1.json", "ace", "one at a time"),
+    ("batch1.json", "ft-same", "one at a time"),
     ("batch1.json", "pmet", "one at a time"),
 )
-SUMMARY = (COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[5], COLUMNS[6])
+SUMMARY = (COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[5], COLUMNS[6], COLUMNS[7])
 ROWS = (
     ("efficacy", "efficacy", "0.99 / 0.98"),
     ("paraphrase", "paraphrase", "0.97 / 0.95"),
