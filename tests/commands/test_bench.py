@@ -84,9 +84,19 @@ def test_answers_go_to_parquet(run: Run, folder: Path, tmp_path: Path) -> None:
 
 
 def test_skipped_layers_are_rows_of_their_own(run: Run, folder: Path, tmp_path: Path) -> None:
-    code, out, err = run(*bench(folder, "--out", tmp_path / "a", "--skip-query", "1"))
+    # Where the value stage is left no layer, the query stage is written all the same.
+    code, out, err = run(
+        *bench(folder, "--out", tmp_path / "a", "--methods", "ace-paper", "--skip-value", "1", "2")
+    )
     assert code == 0, err
-    assert "memit-skip-q1" in out
+    assert "ace-paper-skip-v1" in out and "ace-paper-skip-v2" in out
+
+
+def test_a_method_without_a_layer_left_is_said_so(run: Run, folder: Path, tmp_path: Path) -> None:
+    # The plan of a model of three layers leaves one for the query stage.
+    code, _, err = run(*bench(folder, "--out", tmp_path / "a", "--skip-query", "1"))
+    assert code == 2
+    assert "method 'memit-skip-q1' has no layer to write: skip fewer" in err
 
 
 def test_relations_left_out_of_the_prompts_are_scored_apart(run: Run, folder: Path, tmp_path: Path) -> None:
