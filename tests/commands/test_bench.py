@@ -84,12 +84,12 @@ def test_answers_go_to_parquet(run: Run, folder: Path, tmp_path: Path) -> None:
 
 
 def test_skipped_layers_are_rows_of_their_own(run: Run, folder: Path, tmp_path: Path) -> None:
-    # Where the value stage is left no layer, the query stage is written all the same.
-    code, out, err = run(
-        *bench(folder, "--out", tmp_path / "a", "--methods", "ace-paper", "--skip-value", "1", "2")
-    )
+    # Where one stage is left no layer, the other is written all the same.
+    skipping = ("--methods", "ace-paper", "--skip-query", "1", "--skip-value", "1", "2")
+    code, out, err = run(*bench(folder, "--out", tmp_path / "a", *skipping))
     assert code == 0, err
-    assert "ace-paper-skip-v1" in out and "ace-paper-skip-v2" in out
+    for name in ("ace-paper-skip-q1", "ace-paper-skip-v1", "ace-paper-skip-v2"):
+        assert name in out
 
 
 def test_a_method_without_a_layer_left_is_said_so(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -194,8 +194,7 @@ def evaluate(
     (95%), questions, unfiltered. progress: told what is done, of how many, and of what.
     Raises UserError for both a patch and a method, no cases, a batch under 1, or, before anything is done,
     for weights that are not finite, a patch of another model or one that is on, or a batch whose edits
-    contradict each other. Cases that
-    other cases of their batch bend are told of in the log.
+    contradict each other. Cases that other cases of their batch bend are told of in the log.
     """
     if patch is not None and method is not None:
         raise UserError("give a patch or a method, not both")
