@@ -1,6 +1,6 @@
 """Choosing layers: an exhaustive sweep of query and value ranges against what `locate` and `screen` choose.
 
-    python benchmarks/layers.py --model bundled --n 24 --draw 302 --finals 300 --out results/layers_302.json
+    python benchmarks/layers.py --model bundled --n 24 --draw 302 303 --finals 300 --out results/layers.json
 
 1. Every pair of contiguous ranges (query below value, at most --longest layers each) is written by
    `ace-closed`'s stages on fresh dev cases, all at once, and asked: the ranking.
@@ -19,6 +19,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -32,7 +33,8 @@ from acedit.benchmark.score import Record, Scorer
 from acedit.editing.plan import locate
 from acedit.editing.screen import Trial, ranges, screened
 from acedit.editing.stages import updates_in
-from acedit.knowledge.facts import Case, cases_from
+from acedit.knowledge.facts import Case, Fact, cases_from
+from acedit.lm.model import LanguageModel
 from acedit.world.cases import facts_of, make_cases
 from acedit.world.graph import build_world
 from attribution import spearman
@@ -118,6 +120,46 @@ class Kept:
         return self.rows[name]
 
 
+@dataclass(frozen=True)
+class Result:
+    """A pair's score (%), and its tally by group of cases edited together."""
+
+    score: float
+    tally: np.ndarray
+
+
+class Finals:
+    """Fresh test cases of one draw, `batch` of them edited at once."""
+
+    def __init__(
+        self, lm: LanguageModel, known: Sequence[Fact], kept: Kept, seed: int, n: int, batch: int
+    ) -> None:
+        self.seed = seed
+        self._lm, self._known, self._kept = lm, known, kept
+        self._cases = draw("test", seed, n)
+        self._scorer = Scorer(lm, self._cases, known=known, cot=False)
+        self._groups = [range(at, min(at + batch, n)) for at in range(0, n, batch)]
+        self._trials: dict[int, Trial] = {}
+
+    def written(self, query: Sequence[int], value: Sequence[int]) -> tuple[list[Record], np.ndarray]:
+        """What is said with the edits in these layers, and its tally."""
+
+        def make() -> list[list[object]]:
+            records = []
+            for g, group in enumerate(self._groups):
+                if g not in self._trials:
+                    some = [self._cases[i] for i in group]
+                    edits = [case.edits[0] for case in some]
+                    self._trials[g] = Trial(self._lm, edits, self._known, exclude=starts(some), seed=2)
+                with updates_in(self._lm, self._trials[g].write(tuple(query), tuple(value))):
+                    records += self._scorer.score(group)
+            return [[r.metric, r.case, r.right, r.mean, r.passed] for r in records]
+
+        name = f"final {self.seed} of {len(self._cases)} {named(query, value)}"
+        records = [Record(*row) for row in self._kept.of(name, make)]
+        return records, tally(records, [{self._cases[i].id for i in group} for group in self._groups])
+
+
 def named(query: Sequence[int], value: Sequence[int]) -> str:
     return f"q{','.join(map(str, query))} v{','.join(map(str, value))}"
 
@@ -127,8 +169,10 @@ def main() -> None:
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--longest", type=int, default=3)
     parser.add_argument("--n", type=int, default=16, help="cases of the sweep, edited at once")
-    parser.add_argument("--finals", type=int, default=100, help="test cases of the last comparison")
-    parser.add_argument("--draw", type=int, default=300, help="seed of the test cases' draw")
+    parser.add_argument(
+        "--finals", type=int, default=100, help="test cases of a draw, of the last comparison"
+    )
+    parser.add_argument("--draw", type=int, nargs="+", default=[300], help="seeds of the test cases' draws")
     parser.add_argument("--batch", type=int, default=20, help="of them edited at once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True)
@@ -191,53 +235,44 @@ def main() -> None:
         "screened": kept.of("screened", by_screening),
     }
 
-    finals = draw("test", args.draw, args.finals)
-    final_scorer = Scorer(lm, finals, known=known, cot=False)
-    groups = [range(at, min(at + args.batch, len(finals))) for at in range(0, len(finals), args.batch)]
-    trials: dict[int, Trial] = {}
+    drawn = [Finals(lm, known, kept, seed, args.finals, args.batch) for seed in args.draw]
 
-    def final(query: Sequence[int], value: Sequence[int]) -> list[Record]:
-        def make() -> list[list[object]]:
-            records = []
-            for g, group in enumerate(groups):
-                some = [finals[i] for i in group]
-                if g not in trials:
-                    trials[g] = Trial(lm, [c.edits[0] for c in some], known, exclude=starts(some), seed=2)
-                with updates_in(lm, trials[g].write(tuple(query), tuple(value))):
-                    records += final_scorer.score(group)
-            return [[r.metric, r.case, r.right, r.mean, r.passed] for r in records]
-
-        of_draw = f"final {args.draw} of {args.finals}"
-        return [Record(*row) for row in kept.of(f"{of_draw} {named(query, value)}", make)]
+    def final(query: Sequence[int], value: Sequence[int], of: Sequence[Finals]) -> Result:
+        each = [one.written(query, value) for one in of]
+        records = [record for found, _ in each for record in found]
+        return Result(100 * shares(records)["score"], np.concatenate([tallied for _, tallied in each], -1))
 
     top = best[:5]
     print(f"\nsweep: {len(pairs)} pairs, the best first")
     for q, v in best:
         row = kept.rows[f"sweep {named(q, v)}"]
         print(f"  {named(q, v):16}", "  ".join(f"{k} {x:.2f}" for k, x in row.items()))
-    results = {named(q, v): final(q, v) for q, v in top}
-    leader = max(results, key=lambda name: shares(results[name])["score"])
-    together = [{finals[i].id for i in group} for group in groups]
-    tallies = {name: tally(records, together) for name, records in results.items()}
-    print(f"\n{len(finals)} test cases; differences (% points) to the best of the sweep's five, picked on")
-    print(f"the other half of the cases; in brackets to {leader}, the best over all")
-    for name, records in results.items():
-        print(f"  sweep {name:16} {100 * shares(records)['score']:.1f}")
-    for name, plan in plans.items():
-        records = final(plan["query"], plan["value"])
-        ours = tally(records, together)
-        elsewhere_best, here_best = (
-            "{:+.1f} [{:+.1f}, {:+.1f}]".format(*against_best(ours, some))
-            for some in (list(tallies.values()), [tallies[leader]])
-        )
-        own = pairs.get((tuple(plan["query"]), tuple(plan["value"])))
-        place = (
-            "not" if own is None else f"{1 + sum(score > own for score in pairs.values())} of {len(pairs)}"
-        )
+    for some in [drawn, *([one] for one in drawn if len(drawn) > 1)]:
+        results = {named(q, v): final(q, v, some) for q, v in top}
+        leader = max(results, key=lambda name: results[name].score)
+        seeds = ", ".join(str(one.seed) for one in some)
+        print(f"\n{len(some) * args.finals} test cases (draw {seeds}); differences (% points) to the best of")
         print(
-            f"  {name:12} {named(plan['query'], plan['value']):16} {100 * shares(records)['score']:.1f}"
-            f"  {elsewhere_best} ({here_best}), {ours[1].sum():.0f} questions; {place} in the sweep"
+            f"the sweep's five, picked on the other half of them; in brackets to {leader}, the best over all"
         )
+        for name, result in results.items():
+            print(f"  sweep {name:16} {result.score:.1f}")
+        for name, plan in plans.items():
+            ours = final(plan["query"], plan["value"], some)
+            elsewhere_best, here_best = (
+                "{:+.1f} [{:+.1f}, {:+.1f}]".format(*against_best(ours.tally, five))
+                for five in ([result.tally for result in results.values()], [results[leader].tally])
+            )
+            own = pairs.get((tuple(plan["query"]), tuple(plan["value"])))
+            place = (
+                "not"
+                if own is None
+                else f"{1 + sum(score > own for score in pairs.values())} of {len(pairs)}"
+            )
+            print(
+                f"  {name:12} {named(plan['query'], plan['value']):16} {ours.score:.1f}"
+                f"  {elsewhere_best} ({here_best}), {ours.tally[1].sum():.0f} questions; {place} in the sweep"
+            )
     figures = plans["located"]
     single = range(lm.n_layers)
     print("\nSpearman over layers, each written alone")

@@ -7,7 +7,7 @@ What decides is the *reach* of v*: searched at a layer and token on some prompts
 others? A query layer is where a v* at the subject's last token serves other wordings of the fact, a value
 layer where one at the last token serves other chains that lead to the subject. Of layers that serve alike
 the query stage takes the shallowest, the value stage the deepest two, so that each writes where the other's
-tokens are least read. In sweeps of all ranges this is one and three points below the best (where
+tokens are least read. In sweeps of all ranges this is one and two points below the best (where
 `editing.screen` finds them), and Eq. 9 and Eq. 10 are far from it (docs/decisions.md; compare Hase et al.
 2023). They rank layers all the same, for those who leave out the most important (Table 4). Middle layers,
 for facts with hops on both sides, lie between.
