@@ -19,7 +19,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 
@@ -73,6 +73,11 @@ def tally(records: Sequence[Record], groups: Sequence[Set[str]]) -> np.ndarray:
     return sums
 
 
+def score(sums: np.ndarray) -> float:
+    """Of a tally summed over its groups: the mean share of the kinds, in %."""
+    return 100 * float((sums[0] / np.maximum(1, sums[1])).mean())
+
+
 def against_best(
     ours: np.ndarray, results: Sequence[np.ndarray], draws: int = 2000
 ) -> tuple[float, float, float]:
@@ -84,9 +89,6 @@ def against_best(
     every = np.stack([ours, *results])
     halves = [np.arange(at, every.shape[-1], 2) for at in (0, 1)]
     rng = np.random.default_rng(0)
-
-    def score(sums: np.ndarray) -> float:
-        return 100 * float((sums[0] / np.maximum(1, sums[1])).mean())
 
     def difference(drawn: Sequence[np.ndarray]) -> float:
         mine, best = np.zeros(every.shape[1:3]), np.zeros(every.shape[1:3])
@@ -120,14 +122,6 @@ class Kept:
         return self.rows[name]
 
 
-@dataclass(frozen=True)
-class Result:
-    """A pair's score (%), and its tally by group of cases edited together."""
-
-    score: float
-    tally: np.ndarray
-
-
 class Finals:
     """Fresh test cases of one draw, `batch` of them edited at once."""
 
@@ -137,12 +131,15 @@ class Finals:
         self.seed = seed
         self._lm, self._known, self._kept = lm, known, kept
         self._cases = draw("test", seed, n)
-        self._scorer = Scorer(lm, self._cases, known=known, cot=False)
         self._groups = [range(at, min(at + batch, n)) for at in range(0, n, batch)]
         self._trials: dict[int, Trial] = {}
 
-    def written(self, query: Sequence[int], value: Sequence[int]) -> tuple[list[Record], np.ndarray]:
-        """What is said with the edits in these layers, and its tally."""
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(self._lm, self._cases, known=self._known, cot=False)
+
+    def written(self, query: Sequence[int], value: Sequence[int]) -> np.ndarray:
+        """The tally of what is said with the edits in these layers."""
 
         def make() -> list[list[object]]:
             records = []
@@ -157,7 +154,7 @@ class Finals:
 
         name = f"final {self.seed} of {len(self._cases)} {named(query, value)}"
         records = [Record(*row) for row in self._kept.of(name, make)]
-        return records, tally(records, [{self._cases[i].id for i in group} for group in self._groups])
+        return tally(records, [{self._cases[i].id for i in group} for group in self._groups])
 
 
 def named(query: Sequence[int], value: Sequence[int]) -> str:
@@ -237,10 +234,8 @@ def main() -> None:
 
     drawn = [Finals(lm, known, kept, seed, args.finals, args.batch) for seed in args.draw]
 
-    def final(query: Sequence[int], value: Sequence[int], of: Sequence[Finals]) -> Result:
-        each = [one.written(query, value) for one in of]
-        records = [record for found, _ in each for record in found]
-        return Result(100 * shares(records)["score"], np.concatenate([tallied for _, tallied in each], -1))
+    def final(query: Sequence[int], value: Sequence[int], of: Sequence[Finals]) -> np.ndarray:
+        return np.concatenate([one.written(query, value) for one in of], axis=-1)
 
     top = best[:5]
     print(f"\nsweep: {len(pairs)} pairs, the best first")
@@ -249,29 +244,29 @@ def main() -> None:
         print(f"  {named(q, v):16}", "  ".join(f"{k} {x:.2f}" for k, x in row.items()))
     for some in [drawn, *([one] for one in drawn if len(drawn) > 1)]:
         results = {named(q, v): final(q, v, some) for q, v in top}
-        leader = max(results, key=lambda name: results[name].score)
+        leader = max(results, key=lambda name: score(results[name].sum(-1)))
         seeds = ", ".join(str(one.seed) for one in some)
         print(f"\n{len(some) * args.finals} test cases (draw {seeds}); differences (% points) to the best of")
         print(
             f"the sweep's five, picked on the other half of them; in brackets to {leader}, the best over all"
         )
         for name, result in results.items():
-            print(f"  sweep {name:16} {result.score:.1f}")
+            print(f"  sweep {name:16} {score(result.sum(-1)):.1f}")
         for name, plan in plans.items():
             ours = final(plan["query"], plan["value"], some)
             elsewhere_best, here_best = (
-                "{:+.1f} [{:+.1f}, {:+.1f}]".format(*against_best(ours.tally, five))
-                for five in ([result.tally for result in results.values()], [results[leader].tally])
+                "{:+.1f} [{:+.1f}, {:+.1f}]".format(*against_best(ours, five))
+                for five in (list(results.values()), [results[leader]])
             )
             own = pairs.get((tuple(plan["query"]), tuple(plan["value"])))
             place = (
                 "not"
                 if own is None
-                else f"{1 + sum(score > own for score in pairs.values())} of {len(pairs)}"
+                else f"{1 + sum(other > own for other in pairs.values())} of {len(pairs)}"
             )
             print(
-                f"  {name:12} {named(plan['query'], plan['value']):16} {ours.score:.1f}"
-                f"  {elsewhere_best} ({here_best}), {ours.tally[1].sum():.0f} questions; {place} in the sweep"
+                f"  {name:12} {named(plan['query'], plan['value']):16} {score(ours.sum(-1)):.1f}"
+                f"  {elsewhere_best} ({here_best}), {ours[1].sum():.0f} questions; {place} in the sweep"
             )
     figures = plans["located"]
     single = range(lm.n_layers)
