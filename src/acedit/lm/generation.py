@@ -9,7 +9,6 @@ Footguns: a checkpoint's generation_config has a say in where texts end and in t
 forces, in nothing else.
 """
 
-import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer
 
 from acedit.lm.model import LanguageModel
 from acedit.lm.tokens import Encoded, Tokens
@@ -86,11 +86,54 @@ class Prefix:
             torch.cat([torch.ones_like(ids, dtype=mask.dtype), mask], dim=1),
         )
 
-    def copies(self, rows: int) -> DynamicCache:
-        """Its keys and values for so many rows, to be grown by them."""
-        cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(rows)
+    def copies(self, rows: int, room: int) -> DynamicCache:
+        """Its keys and values for so many rows, which may add `room` tokens each."""
+        cache = DynamicCache()
+        for layer in self.cache.layers:
+            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+            cache.layers.append(_Roomy(layer.keys, layer.values, rows, room))
         return cache
+
+
+class _Roomy(DynamicLayer):  # type: ignore[misc, unused-ignore]
+    """A layer's keys and values, of one row at first, with room for what `rows` of them add.
+
+    The library's own copies all it holds for every new token, which with long prompts is most of the work.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, rows: int, room: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._whole = _with_room(keys, rows, room), _with_room(values, rows, room)
+        self._show(keys.shape[-2])
+
+    def _show(self, length: int) -> tuple[Tensor, Tensor]:
+        shown = self._whole[0][..., :length, :], self._whole[1][..., :length, :]
+        self.keys, self.values = shown
+        return shown
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        for whole, new in zip(self._whole, (key_states, value_states), strict=True):
+            whole[..., start:end, :] = new
+        return self._show(end)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        length = self.get_seq_length()
+        keys, values = self._whole
+        self._whole = keys[indices.to(keys.device)], values[indices.to(values.device)]
+        self._show(length)
+
+
+def _with_room(part: Tensor, rows: int, room: int) -> Tensor:
+    """`rows` times what is there, and behind it `room` tokens not written yet."""
+    _, heads, length, width = part.shape
+    whole = part.new_empty(rows, heads, length + room, width)
+    whole[:, :, :length] = part
+    return whole
 
 
 def shared_prefix(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Prefix | None:
@@ -127,8 +170,8 @@ def _continue(
     cached: dict[str, Any] = {}
     if prefix is not None:
         # Padding stands between prefix and rest; positions count what is not padding.
+        cached[lm.cache_name] = prefix.copies(len(rows), encoded.input_ids.shape[1] + room)
         encoded = prefix.before(encoded)
-        cached[lm.cache_name] = prefix.copies(len(rows))
     stopper = _StopStrings(lm.tokens, encoded.input_ids.shape[1], stop)
     eos = lm.model.generation_config.eos_token_id
     eos = lm.tokenizer.eos_token_id if eos is None else eos
@@ -171,7 +214,8 @@ def _continue(
             grown = torch.ones_like(out[:, width:], dtype=encoded.attention_mask.dtype)
             mask = torch.cat([encoded.attention_mask, grown], dim=1)
             encoded = Encoded(out[pick], mask[pick])
-            cached[lm.cache_name].batch_select_indices(pick)
+            if len(going) < len(running):
+                cached[lm.cache_name].batch_select_indices(pick)
             stopper.ended = None
         running = [running[j] for j in going]
     texts = []
