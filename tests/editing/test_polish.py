@@ -16,6 +16,7 @@ from acedit.errors import UserError
 from acedit.lm.model import LanguageModel
 from tests.editing.test_patch import patch_for
 from tests.editing.test_stages import model, prompts
+from tests.tiny import tiny_lm
 
 __all__ = ["model"]
 
@@ -149,6 +150,19 @@ def test_a_shift_is_held_small_at_the_subject(model: LanguageModel) -> None:
     assert max(free_loss, held_loss) < before[1] - 1.0
 
 
+def test_many_edits_at_once_may_write_more_at_a_subject(model: LanguageModel) -> None:
+    """More than `crowd` of them so many times `unfelt`."""
+    told = [replace(p, edit=i) for i, p in enumerate(prompts(3))]
+
+    def written(unfelt: float, crowd: int) -> torch.Tensor:
+        settings = Polish(steps=20, lr=2e-2, shift=0.3, unfelt=unfelt, crowd=crowd)
+        return polish(model, zero(model), told, (), settings, seed=0)[0].delta
+
+    assert torch.equal(written(0.1, len(told)), written(0.1, 100))
+    assert torch.equal(written(0.1, 2), written(0.3, 100))
+    assert not torch.equal(written(0.1, 2), written(0.1, 100))
+
+
 def test_what_must_stay_stays(model: LanguageModel) -> None:
     """The replayed prompts end nearer to the unedited model than without replay."""
     rows = prompts(3)
@@ -162,6 +176,24 @@ def test_what_must_stay_stays(model: LanguageModel) -> None:
             return float(before.losses(torch.arange(len(kept))).mean())
 
     assert drift(3.0) < 0.9 * drift(0.0)
+
+
+def test_the_longer_all_prompts_take_the_more_of_a_step_are_those_seen_longest_ago() -> None:
+    """Where a third was said when seen, long ago, and the others are not: 16 a step have their turn in 30
+    steps, 8 in 60, 4 in 120, 2 in 240."""
+    rows = Rows(tiny_lm("llama"), prompts(3) * 80, ())
+    said = torch.arange(0, len(rows), 3)
+    unsaid = torch.arange(len(rows))[torch.arange(len(rows)) % 3 > 0]
+
+    def again(count: int) -> int:
+        pool = _Pool(rows, Polish(rows=count))
+        pool.seen(said, torch.zeros(len(said)))
+        pool.seen(unsaid, torch.full((len(unsaid),), 9.0))
+        drawn = pool.draw(torch.Generator().manual_seed(0))
+        assert len(drawn) == count
+        return int(torch.isin(drawn, said).sum())
+
+    assert [again(count) for count in (16, 8, 4, 2)] == [4, 2, 2, 1]
 
 
 def test_wrong_prompts_are_drawn_first(model: LanguageModel) -> None:

@@ -40,8 +40,8 @@ from acedit.lm.trace import at_tokens
 # A fact of few prompts, all of them in every step, is learned by heart before the steps have gone far.
 FEWEST, SHARE = 16, 20
 LEAST = 60  # steps that `passes` leaves to the fewest prompts
-STALE = 0.25  # of a step's rows, those seen longest ago
 SLOW = 0.2  # while this share of the edit's prompts is unsaid the rate does not begin to fall
+LONG = 60  # steps for all prompts to have their turn: beyond, more of a step goes to those seen longest ago
 MOST = 2  # times the steps, for all of that
 VAIN = 12  # looks that bring a prompt of the edit no nearer, and it is given up
 NARROWING = 0.4  # as many steps after the cut to a lower rank
@@ -52,24 +52,26 @@ BETTER = 0.95  # of a prompt's best loss so far: what counts as nearer
 class Polish:
     """Gradient steps after the closed form.
 
-    space: "weights" moves Δ freely, "whitened" moves B in Δ = B·R, where the rows of R are the main
-    `columns` directions of the prompts' own keys in the space Δ·P^(1/2) (`solve.directions`): steps are
-    small along keys that are to be preserved; "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with
-    α = 2·rank). narrow: at the end Δ (in that space) is cut to this rank, and what is left of it takes
+    space: "weights" moves Δ freely, "whitened" moves B in Δ = B·R, where the rows of R are the main `columns`
+    directions of the prompts' own keys in the space Δ·P^(1/2) (`solve.directions`): steps are small along
+    keys that are to be preserved; "low_rank" moves both factors of Δ = 2·B·A of `rank` (LoRA with α =
+    2·rank). narrow: at the end Δ (in that space) is cut to this rank, and what is left of it takes
     `NARROWING` as many steps again; 0 leaves it whole. near: weight in P of the keys of kin (other subjects
     that are held), against the text's; 0 leaves P to the text. lr is Adam's. replay: weight of the KL (nats a
     token) from the unedited model on what must stay. shift: weight of ‖Δk‖²/‖Wk‖² (both summed over the
     layers) beyond `unfelt`, at each row's subject token, which keeps what else is known of a subject from
-    being drowned there. limit: in the "weights" space, what no entry may move by, in multiples of the
-    weights' root mean square; 0 for none. shrink: for n edits made beside patches, the share of itself that
-    what moves loses a step is an nth of this, and Adam has one second moment a matrix (`EvenAdam`). Both keep
-    the change small: hundreds of such edits add up. 0 for neither.
-    rows: a step at most, half of each sort where both have so many. screen: draw those that are wrong
-    first, and end when none is; without it all in turn. passes: as many steps (but `LEAST`) as give so many
-    looks at a prompt on average, and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps`
-    and `rows` for any. The rate falls in the second half, which with screening begins later where much is
-    unsaid. stop: a prompt of the edit is done below this NLL, drift: a kept one is unharmed below this KL
-    (both nats a token).
+    being drowned there; more than `crowd` edits at once may write more there, in proportion. limit: in the
+    "weights" space, what no entry may move by, in multiples of the weights' root mean square; 0 for none.
+    shrink: for n edits made beside patches, the share of itself that what moves loses a step is an nth of
+    this, and Adam has one second moment a matrix (`EvenAdam`). Both keep the change small: hundreds of such
+    edits add up. 0 for neither.
+    rows: a step at most, half of each sort where both have so many. screen: draw those that are wrong first,
+    and end when none is; without it all in turn. passes: as many steps (but `LEAST`) as give so many looks at
+    a prompt on average, and at most 1/`SHARE` of all prompts a step (but `FEWEST`); None: `steps` and `rows`
+    for any. The rate falls in the second half, which with screening begins later where much is unsaid. stale:
+    with screening, the share of a step's rows that are those seen longest ago; it grows, up to `most_stale`,
+    where all prompts take more than `LONG` steps. stop: a prompt of the edit is done below this NLL,
+    drift: a kept one is unharmed below this KL (both nats a token).
     """
 
     steps: int = 100
@@ -83,10 +85,13 @@ class Polish:
     replay: float = 1.0
     shift: float = 0.0
     unfelt: float = 0.0
+    crowd: int = 32
     limit: float = 0.0
     shrink: float = 0.0
     rows: int = 64
     screen: bool = True
+    stale: float = 0.25
+    most_stale: float = 0.6
     stop: float = 0.05
     drift: float = 0.02
 
@@ -120,10 +125,12 @@ def polish(
     if settings.passes is not None:
         count = min(count, max(FEWEST, len(rows) // SHARE))
         steps = max(LEAST, round(settings.passes * len(rows) / count))
-    settings = replace(settings, rows=count)
+    edits = len({p.edit for p in told if p.edit >= 0})
+    unfelt = settings.unfelt * max(1.0, edits / settings.crowd)
+    settings = replace(settings, rows=count, unfelt=unfelt)
     generator = torch.Generator().manual_seed(seed)
     moving = _movable(lm, updates, told, settings, metric, generator)
-    decay = settings.shrink / len({p.edit for p in told if p.edit >= 0}) if edits_on(lm) else 0.0
+    decay = settings.shrink / edits if edits_on(lm) else 0.0
     _descend(lm, rows, moving, settings, steps, decay, generator, progress)
     if settings.narrow:
         moving = [one.narrowed(settings.narrow) for one in moving]
@@ -226,6 +233,8 @@ class _Pool:
         self._best = self._last.clone()
         self._looks, self._vain, self._when = (torch.zeros_like(limit) for _ in range(3))
         self._time = 0
+        turn = len(rows) / settings.rows
+        self._stale = min(settings.most_stale, settings.stale * max(1.0, turn / LONG))
 
     def seen(self, rows: Tensor, losses: Tensor) -> None:
         now = losses.float().cpu()
@@ -280,7 +289,7 @@ class _Pool:
         if not self._settings.screen:
             return ranked[:count]
         count = min(count, len(ranked))
-        stale = round(STALE * count)
+        stale = round(self._stale * count)
         first, rest = ranked[: count - stale], ranked[count - stale :]
         first = first[self._kept[first] | self._wrong()[first]]
         return torch.cat([first, rest[self._when[rest].argsort(stable=True)][:stale]])
