@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
 from acedit.attribution.atlas import build_atlas
@@ -34,6 +35,7 @@ from acedit.attribution.value import (
     through_post_norm,
 )
 from acedit.errors import UserError
+from acedit.lm.cache import save_tensors
 from acedit.lm.families import FAMILIES
 from acedit.lm.model import LanguageModel
 from acedit.lm.trace import Trace, trace
@@ -438,6 +440,20 @@ def test_an_atlas_of_another_model_is_said_and_made_again(
     caplog.clear()
     build_atlas(lm, cache_dir=tmp_path)
     assert not caplog.messages
+
+
+def test_an_atlas_of_other_shapes_is_said_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though it says that it is of this model."""
+    lm = tiny_lm("gpt2")
+    true = build_atlas(lm, cache_dir=tmp_path)
+    first = min(tmp_path.rglob("*.safetensors"))
+    short = {name: tensor[:3] for name, tensor in load_file(first).items()}
+    save_tensors(first, short, {"of": lm.fingerprint})
+    found = build_atlas(lm, cache_dir=tmp_path)
+    assert torch.equal(torch.stack(found.high), torch.stack(true.high))
+    assert caplog.messages == [f"{first} holds something else than it should: it is made again"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

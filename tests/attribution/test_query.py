@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from acedit.attribution.query import carried, query_scores, raised
+from acedit.attribution.query import carried, query_scores, query_scores_each, raised
 from acedit.attribution.value import Neuron, ffn_vectors, head_vectors
 from acedit.errors import UserError
 from acedit.lm.families import FAMILIES
@@ -116,8 +116,25 @@ def test_an_earlier_position_reaches_only_through_attention(name: str) -> None:
         query_scores(lm, PROMPT, ABOVE, position=1, source=2)
 
 
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("source", [None, 1])
+def test_several_prompts_are_scored_as_each_alone(name: str, source: int | None) -> None:
+    """Of unlike lengths, each against neurons of its own."""
+    lm = tiny_lm(name, dtype=torch.float64)
+    prompts = [PROMPT, "Bo Ray", "The capital of Peru is"]
+    neurons = [ABOVE, [Neuron(2, 5, 1.0)], [Neuron(1, 1, 1.0), Neuron(2, 3, 1.0)]]
+    found = query_scores_each(lm, prompts, neurons, source=source, batch_size=2)
+    for prompt, wanted, scores in zip(prompts, neurons, found, strict=True):
+        alone = query_scores(lm, prompt, wanted, source=source)
+        assert scores.neurons.abs().max() > 0
+        assert torch.allclose(scores.neurons, alone.neurons, atol=1e-9)
+        assert torch.allclose(scores.heads, alone.heads, atol=1e-9)
+
+
 def test_bad_input_is_one_line() -> None:
     lm = tiny_lm("gpt2")
+    with pytest.raises(UserError, match="2 prompts and 1 lists"):
+        query_scores_each(lm, [PROMPT, PROMPT], [ABOVE])
     with pytest.raises(UserError, match="at least one"):
         query_scores(lm, PROMPT, [])
     with pytest.raises(UserError, match="outside the prompt"):

@@ -7,6 +7,7 @@ import pytest
 
 from acedit.files import write_text
 from acedit.lm.loading import load
+from acedit.report.charts import Table
 from acedit.report.explore import explore
 from acedit.report.page import EditRow, Page, render
 from tests.report.conftest import WIDEST, opened
@@ -85,6 +86,26 @@ def test_neurons_sort_and_are_found(browser: Any, page_file: Path) -> None:
     shown = [row for row in table.locator("tbody tr").all() if row.is_visible()]
     assert 0 < len(shown) < table.locator("tbody tr").count()
     assert all(wanted in row.inner_text() for row in shown)
+    tab.close()
+
+
+def test_any_column_sorts_what_is_missing_last(browser: Any, tmp_path: Path) -> None:
+    """Numbers by size, several in a cell one after the other, text by its letters; also in the dark."""
+    cells = [("2 1 10", "0.5", "b"), ("2 1 9", "nan", "10 a"), ("0 4 0", "-3", "9 a"), ("1 4 0", "1e1", "")]
+    rows = [{"each": each, "nats": nats, "said": said} for each, nats, said in cells]
+    page = Page(title="t", model="m", figures=[Table("All", "", "", rows)])
+    tab, errors = opened(browser, write_text(tmp_path / "page.html", render(page)), 400, "dark")
+    wanted = {
+        0: (["0 4 0", "1 4 0", "2 1 9", "2 1 10"], ["2 1 10", "2 1 9", "1 4 0", "0 4 0"]),
+        1: (["-3", "0.5", "1e1", "nan"], ["1e1", "0.5", "-3", "nan"]),
+        2: (["9 a", "10 a", "b", ""], ["b", "10 a", "9 a", ""]),
+    }
+    for column, ways in wanted.items():
+        for way in ways:
+            tab.locator("table.sortable thead button").nth(column).press("Enter")
+            found = tab.locator(f"table.sortable tbody td:nth-child({column + 1})").all_inner_texts()
+            assert found == way
+    assert errors == []
     tab.close()
 
 

@@ -85,7 +85,7 @@ def build_atlas(
     lm.refuse_patched("the atlas")
     lm.refuse_broken()
     folder = (cache_dir or default_cache()) / "atlas" / f"{FORM}-{lm.fingerprint[:32]}"
-    names = {"high", "low", "top", "bottom"}
+    names = dict.fromkeys(("high", "low", "top", "bottom"), (lm.n_neurons,))
     longest = longest_row(lm)
     rows = []
     for layer in range(lm.n_layers):

@@ -1,6 +1,7 @@
 """Query neurons, heads and layers: what raises the coefficients of value neurons above (Eq. 10).
 
     found = query_scores(lm, "Ann Lee is a citizen of", value_neurons, position=-1)
+    each = query_scores_each(lm, prompts, [neurons of the first, ...])
     found.neurons       # (layers, n_neurons);  found.heads  (layers, n_heads)
 
 A candidate's own contribution v (m·fc2, or a head's vector) passes the norm of the value neuron's FFN,
@@ -17,7 +18,8 @@ Footgun: the authors' notebook holds v against the down projection's column; tha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import chain
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -44,7 +46,6 @@ class QueryScores:
         return self.neurons.sum(-1)
 
 
-@torch.no_grad()
 def query_scores(
     lm: LanguageModel,
     prompt: str,
@@ -58,23 +59,62 @@ def query_scores(
 
     source: where the candidates stand, `position` itself if not given; negative counts from the end.
     Raises UserError for no value neurons or such as the model has not, a position outside the prompt, a
-    source after the position, or weights that are not finite.
+    source after the position, a form there is not, or weights that are not finite.
     """
-    lm.refuse_broken()
     if not isinstance(prompt, str):
-        raise UserError("query neurons are scored a prompt at a time: give one text")
-    if not value_neurons:
+        raise UserError("query_scores takes one text: for several there is query_scores_each")
+    (scores,) = query_scores_each(lm, [prompt], [value_neurons], position=position, source=source, form=form)
+    return scores
+
+
+@torch.no_grad()
+def query_scores_each(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    value_neurons: Sequence[Sequence[Neuron]],
+    *,
+    position: int = -1,
+    source: int | None = None,
+    form: Form | None = None,
+    batch_size: int = 16,
+) -> list[QueryScores]:
+    """`query_scores` of each prompt against its own value neurons; the model runs `batch_size` at once."""
+    lm.refuse_broken()
+    if form is not None and form not in get_args(Form):
+        raise UserError(f"there is no form {form!r} of query scores: give {', '.join(get_args(Form))}")
+    if len(prompts) != len(value_neurons):
+        raise UserError(
+            f"{len(prompts)} prompts and {len(value_neurons)} lists of value neurons: give one each"
+        )
+    if not all(value_neurons):
         raise UserError("query neurons are scored against value neurons: give at least one")
-    t = trace(lm, [prompt], attention_weights=source is not None)
-    at = _within(t, position)
-    place = at if source is None else _within(t, source)
+    for neuron in chain.from_iterable(value_neurons):
+        refuse_absent(lm, neuron.layer, neuron.index)
+    kind: Form = form or ("inner" if lm.gates(0) is None else "change")
+    found: list[QueryScores] = []
+    for start in range(0, len(prompts), batch_size):
+        t = trace(lm, list(prompts[start : start + batch_size]), attention_weights=source is not None)
+        for row, neurons in enumerate(value_neurons[start : start + batch_size]):
+            found.append(_scored(lm, t, row, neurons, position, source, kind))
+    return found
+
+
+def _scored(
+    lm: LanguageModel,
+    t: Trace,
+    row: int,
+    value_neurons: Sequence[Neuron],
+    position: int,
+    source: int | None,
+    kind: Form,
+) -> QueryScores:
+    at = _within(t, row, position)
+    place = at if source is None else _within(t, row, source)
     if place > at:
         raise UserError(f"source {source} comes after position {position}: attention looks back only")
-    t.refuse_overflow([0, 0], [at, place])
-    kind: Form = form or ("inner" if lm.gates(0) is None else "change")
+    t.refuse_overflow([row, row], [at, place])
     by_layer: dict[int, list[int]] = {}
     for neuron in value_neurons:
-        refuse_absent(lm, neuron.layer, neuron.index)
         by_layer.setdefault(neuron.layer, []).append(neuron.index)
     neurons = torch.zeros(lm.n_layers, lm.n_neurons, dtype=lm.wide)
     heads = torch.zeros(lm.n_layers, lm.n_heads, dtype=lm.wide)
@@ -82,25 +122,25 @@ def query_scores(
         reached = above if lm.parallel else above + 1  # attention layers that feed that FFN
         if place == at:
             for layer in range(above):
-                vectors = ffn_vectors(lm, t, layer, 0, at)
-                neurons[layer] += raised(lm, t, above, indices, at, vectors, kind).cpu()
+                vectors = ffn_vectors(lm, t, layer, row, at)
+                neurons[layer] += raised(lm, t, above, indices, at, vectors, kind, row=row).cpu()
             for layer in range(reached):
-                vectors = head_vectors(lm, t, layer, 0, at)
-                heads[layer] += raised(lm, t, above, indices, at, vectors, kind).cpu()
+                vectors = head_vectors(lm, t, layer, row, at)
+                heads[layer] += raised(lm, t, above, indices, at, vectors, kind, row=row).cpu()
             continue
         over = torch.zeros(lm.d_model, lm.d_model, dtype=lm.wide, device=lm.device)
         eye = torch.eye(lm.d_model, dtype=lm.wide, device=lm.device)
         for layer in reversed(range(reached - 1)):
-            over = over + carried(lm, t, layer + 1, place, at, eye)
-            vectors = ffn_vectors(lm, t, layer, 0, place) @ over
-            neurons[layer] += raised(lm, t, above, indices, at, vectors, kind).cpu()
-            vectors = head_vectors(lm, t, layer, 0, place) @ over
-            heads[layer] += raised(lm, t, above, indices, at, vectors, kind).cpu()
+            over = over + carried(lm, t, layer + 1, place, at, eye, row=row)
+            vectors = ffn_vectors(lm, t, layer, row, place) @ over
+            neurons[layer] += raised(lm, t, above, indices, at, vectors, kind, row=row).cpu()
+            vectors = head_vectors(lm, t, layer, row, place) @ over
+            heads[layer] += raised(lm, t, above, indices, at, vectors, kind, row=row).cpu()
     return QueryScores(neurons, heads)
 
 
-def _within(t: Trace, position: int) -> int:
-    length = int(t.encoded.lengths[0])
+def _within(t: Trace, row: int, position: int) -> int:
+    length = int(t.encoded.lengths[row])
     at = position + (length if position < 0 else 0)
     if not 0 <= at < length:
         raise UserError(f"position {position} is outside the prompt of {length} tokens")
@@ -108,20 +148,27 @@ def _within(t: Trace, position: int) -> int:
 
 
 def carried(
-    lm: LanguageModel, t: Trace, layer: int, source: int, at: int, vectors: Float[Tensor, "n d_model"]
+    lm: LanguageModel,
+    t: Trace,
+    layer: int,
+    source: int,
+    at: int,
+    vectors: Float[Tensor, "n d_model"],
+    *,
+    row: int = 0,
 ) -> Float[Tensor, "n d_model"]:
-    """What attention of `layer` adds at `at` for each vector in the stream at `source` (row 0 of `t`).
+    """What attention of `layer` adds at `at` for each vector in the stream at `source`, both of `row`.
 
     Linear: patterns and norm scales are those of the real run. Biases are nobody's.
     """
     assert t.attention_weights is not None
-    pattern = t.attention_weights[layer, 0, :, at, source].to(vectors)
-    entering = t.residual[layer, 0, source].to(vectors)
+    pattern = t.attention_weights[layer, row, :, at, source].to(vectors)
+    entering = t.residual[layer, row, source].to(vectors)
     read = lm.freeze_norm(lm.attention_norm(layer), entering).apply(vectors)
     values = torch.einsum("nd,hid,h->nhi", read, lm.attention_value_rows(layer).to(read), pattern)
     subvalues = lm.attention_subvalues(layer).to(read)
     moved = torch.einsum("nhi,hid->nd", values, subvalues)
-    whole = torch.einsum("hi,hid->d", t.head_outputs[layer, 0, at].to(read), subvalues)
+    whole = torch.einsum("hi,hid->d", t.head_outputs[layer, row, at].to(read), subvalues)
     bias = getattr(lm.attention_out(layer), "bias", None)
     return through_post_norm(lm, moved, lm.attention_post_norm(layer), whole, bias)
 
@@ -134,13 +181,15 @@ def raised(
     at: int,
     vectors: Float[Tensor, "n d_model"],
     form: Form,
+    *,
+    row: int = 0,
 ) -> Float[Tensor, " n"]:
     """How much each vector raises the coefficients of neurons `indices` of `layer`, summed."""
-    entering = t.residual[layer, 0, at]
+    entering = t.residual[layer, row, at]
     if not lm.parallel:
-        entering = entering + t.attention[layer, 0, at]
+        entering = entering + t.attention[layer, row, at]
     moved = lm.freeze_norm(lm.ffn_norm(layer), entering).apply(vectors)
-    x = t.ffn_inputs[layer, 0, at].to(moved)
+    x = t.ffn_inputs[layer, row, at].to(moved)
     pick = torch.tensor(list(indices))
     up = lm.subkeys(layer)[pick].to(moved)
     u = x @ up.T + _picked(lm.up_bias(layer), pick, moved)

@@ -74,21 +74,21 @@ def measure_spread(
     lm.refuse_patched("the spread of logits")
     lm.refuse_broken()
     folder = (cache_dir or default_cache()) / "spread" / f"{FORM}-{lm.fingerprint[:32]}"
-    names = {"mean", "longest", "widest"}
+    names = {"mean": (lm.d_model,), "longest": (), "widest": ()}
     rows = kept_or_made(folder / "unembedding.safetensors", names, lambda: _rows(lm), of=lm.fingerprint)
     mean = rows["mean"].to(lm.device)
     widest = float(rows["widest"])
     unit = 2.0 ** math.frexp(widest)[1]
     gram = cache(lambda: _gram(lm, mean, unit))
-    layers = []
+    layers, each = [], dict.fromkeys(("energy", "reach"), (lm.n_neurons,))
     for layer in range(lm.n_layers):
         make = partial(_layer, lm, layer, gram, unit, widest)
         with whole_products(lm.device):
             path = folder / f"{layer}.safetensors"
-            layers.append(kept_or_made(path, {"energy", "reach"}, make, of=lm.fingerprint))
+            layers.append(kept_or_made(path, each, make, of=lm.fingerprint))
         if progress is not None:
             progress(layer + 1, lm.n_layers)
-    energy, reach = (torch.stack([each[name] for each in layers]) for name in ("energy", "reach"))
+    energy, reach = (torch.stack([row[name] for row in layers]) for name in ("energy", "reach"))
     return Spread(energy.to(lm.device), reach.to(lm.device), mean, float(rows["longest"]), lm.fingerprint)
 
 

@@ -295,7 +295,8 @@ function tableOf(rows) {
 _TABLES = """
 for (const table of document.querySelectorAll('table.sortable')) {
   const body = table.tBodies[0];
-  const text = (row, i) => row.cells[i].textContent;
+  const text = (row, i) => row.cells[i].textContent.trim();
+  const missing = said => ['', '-', '–', 'nan'].includes(said.toLowerCase());
   table.querySelectorAll('thead th').forEach((head, i) => {
     const button = document.createElement('button');
     button.textContent = head.textContent;
@@ -304,9 +305,14 @@ for (const table of document.querySelectorAll('table.sortable')) {
       const up = head.ariaSort !== 'ascending';
       table.querySelectorAll('th').forEach(other => other.removeAttribute('aria-sort'));
       head.ariaSort = up ? 'ascending' : 'descending';
-      const number = [...body.rows].every(row => !isNaN(parseFloat(text(row, i))));
-      const order = (a, b) => number ? text(a, i) - text(b, i) : text(a, i).localeCompare(text(b, i));
-      body.append(...[...body.rows].sort((a, b) => up ? order(a, b) : order(b, a)));
+      const number = [...body.rows].every(row => missing(text(row, i)) || !isNaN(Number(text(row, i))));
+      const order = (a, b) => number ? a - b : a.localeCompare(b, undefined, {numeric: true});
+      const sorted = [...body.rows].sort((a, b) => {
+        const [x, y] = [text(a, i), text(b, i)];
+        const gone = missing(x) - missing(y);  // last, whichever way
+        return gone || (missing(x) ? 0 : up ? order(x, y) : order(y, x));
+      });
+      body.append(...sorted);
     };
   });
   const find = table.closest('.searched').querySelector('.find');
