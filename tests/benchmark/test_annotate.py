@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from acedit.benchmark.annotate import ANNOTATION_PROMPT, Annotator, Label, annotate, hf, openai, parse
+from acedit.cli import main
 from acedit.errors import UserError
 from tests.tiny import tiny_lm
 
@@ -143,3 +144,41 @@ def test_labels_cut_in_a_letter_or_of_another_form_are_asked_again(tmp_path: Pat
 def test_a_key_that_no_header_can_hold_is_told() -> None:
     with pytest.raises(UserError, match="OPENAI_API_KEY holds a line break"):
         openai("m", key="abc\n")
+
+
+def test_a_study_goes_by_the_annotator_s_categories(
+    server: HTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Facts of a file of cases, their questions labelled once: a second run asks nothing."""
+    cases = tmp_path / "cases.json"
+    assert main(["world", "cases", "--n", "3", "--out", str(cases)]) == 0
+    base = f"http://127.0.0.1:{server.server_port}/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", base)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    server.script[:] = ["Odd|One", "Even|Two"] * 50  # type: ignore[attr-defined]
+    out, found = tmp_path / "out", tmp_path / "found.json"
+    call = ["study", "tokens", "--cases", str(cases), "--annotator", "openai:m", "--out", str(out), "--quiet"]
+    assert main([*call, "--json", str(found)]) == 0
+    labels = [json.loads(line) for line in (out / "labels.jsonl").read_text("utf-8").splitlines()]
+    asked = [body["messages"][0]["content"] for _, _, body in server.seen]  # type: ignore[attr-defined]
+    assert len(asked) == len(labels) > 3
+    assert all(label["question"] in prompt for label, prompt in zip(labels, asked, strict=True))
+    assert {label["annotator"] for label in labels} == {f"openai:m at {base}"}
+    told = json.loads(found.read_text("utf-8"))
+    assert told["fingerprint"]
+    assert told["studies"]["tokens"]["seconds"] > 0
+    subjects = {
+        fact[0] for case in json.loads(cases.read_text("utf-8")) for fact in case["orig"]["triples_labeled"]
+    }
+    rows = told["studies"]["tokens"]["data"]["rows"]
+    assert all(any(subject in row["prompt"] for subject in subjects) for row in rows)
+    assert main(call) == 0
+    assert len(server.seen) == len(asked)  # type: ignore[attr-defined]
+
+
+def test_another_server_s_labels_are_not_taken_over(server: HTTPServer, tmp_path: Path) -> None:
+    keep = tmp_path / "labels.jsonl"
+    assert annotate(["Q?"], against(server, "A|B"), keep=keep) == {"Q?": Label("A", "B")}
+    other = openai("m", base=f"http://localhost:{server.server_port}/v1", key="k")
+    server.script[:] = ["C|D"]  # type: ignore[attr-defined]
+    assert annotate(["Q?"], other, keep=keep) == {"Q?": Label("C", "D")}

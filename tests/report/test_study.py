@@ -15,11 +15,12 @@ import torch
 from acedit.attribution.ablate import ablated
 from acedit.attribution.atlas import build_atlas
 from acedit.attribution.value import Neuron, layer_scores
+from acedit.commands.study import _names
 from acedit.errors import UserError
 from acedit.files import write_text
 from acedit.knowledge.facts import Fact
 from acedit.lm.loading import load
-from acedit.report.charts import Chart, Table
+from acedit.report.charts import Chart, Table, save_charts
 from acedit.report.page import Page, render
 from acedit.report.study import Result, Setting, save, setting_of, studies
 from acedit.report.study.accumulate import lag_correlations
@@ -108,6 +109,21 @@ def test_neurons_that_spell_are_matched_by_score(setting: Setting) -> None:
 def test_a_model_that_knows_nothing_is_told(facts: list[Fact]) -> None:
     with pytest.raises(UserError, match="nothing to study"):
         setting_of(tiny_lm("qwen3"), facts[:40], per_category=2)
+
+
+def test_a_study_is_known_by_its_file() -> None:
+    """In the paper's order; the command line tells their names from the files alone."""
+    assert [study.place for study in studies().values()] == list(range(1, 10))
+    assert _names() == sorted(studies())
+
+
+def test_without_vl_convert_charts_are_data_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("acedit.report.charts.find_spec", lambda _: None)
+    written = save_charts({"curve": {"mark": "line"}}, tmp_path)
+    assert [p.name for p in written] == ["curve.vl.json"]
+    assert caplog.messages == [f"{tmp_path}: no pictures without vl-convert: pip install 'acedit[study]'"]
 
 
 @pytest.mark.parametrize("name", sorted(studies()))

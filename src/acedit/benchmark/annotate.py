@@ -121,7 +121,7 @@ def openai(model: str, *, base: str | None = None, key: str | None = None) -> An
             raise Busy(f"{base} answers in another form than chat completions") from None
         return str(said)
 
-    return Annotator(f"openai:{model}", ask)
+    return Annotator(f"openai:{model} at {base}", ask)
 
 
 def hf(lm: LanguageModel) -> Annotator:

@@ -6,6 +6,7 @@ acedit study all --out out/study
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from acedit.commands.common import (
@@ -36,8 +37,7 @@ def add(commands: Any, shared: Shared) -> None:
     study.add_argument(
         "name",
         metavar="NAME",
-        help="layers, domains, knockout, accumulate, query-knockout, tokens, neurons, "
-        "profile, critical, or all",
+        help=f"{', '.join(_names())}, or all",
     )
     study.add_argument("--model", metavar="MODEL", default="bundled", help=f"{MODEL} (bundled)")
     study.add_argument(
@@ -50,6 +50,12 @@ def add(commands: Any, shared: Shared) -> None:
     )
     study.add_argument("--report", metavar="FILE", dest="page", help="the page of all (OUT/page.html)")
     study.set_defaults(run=_study)
+
+
+def _names() -> list[str]:
+    """The studies' names, from their files alone: `--help` loads none."""
+    folder = Path(__file__).parents[1] / "report" / "study"
+    return sorted(p.stem.replace("_", "-") for p in folder.glob("[!_]*.py") if p.stem != "base")
 
 
 def _study(args: argparse.Namespace) -> None:
@@ -91,9 +97,12 @@ def _study(args: argparse.Namespace) -> None:
     for name in names:
         study = studies()[name]
         print(f"\n{study.title} ({study.paper})")
+        began = perf_counter()
         result = study.run(setting)
+        seconds = round(perf_counter() - began, 1)
         print(result.said())
-        found[name] = {"findings": [vars(f) for f in result.findings], "data": dict(result.data)}
+        findings = [vars(f) for f in result.findings]
+        found[name] = {"findings": findings, "data": dict(result.data), "seconds": seconds}
         save(result, Path(args.out) / name)
         told = f"{study.paper}. " + " ".join(finding.told() for finding in result.findings)
         figures += [Chart(study.title, told, spec) for spec in result.charts.values()]
@@ -101,7 +110,8 @@ def _study(args: argparse.Namespace) -> None:
     page = args.page or Path(args.out) / "page.html"
     write_text(page, render(Page("What was found", args.model, figures=figures)))
     print(f"\ndata and charts in {args.out}, all of it on one page: {page}")
-    write_result(args, "study", model=args.model, seed=args.seed, studies=found)
+    shown = {"model": args.model, "fingerprint": lm.fingerprint, "seed": args.seed}
+    write_result(args, "study", **shown, studies=found)
 
 
 def _annotator(args: argparse.Namespace) -> "Annotator":

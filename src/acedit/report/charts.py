@@ -6,6 +6,7 @@ Pictures (SVG, PNG) are drawn where vl-convert is installed (extra `study`); the
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,6 +16,8 @@ from typing import Any
 
 from acedit.files import write_bytes, write_text
 from acedit.plain import plain
+
+log = logging.getLogger("acedit")
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 
@@ -94,6 +97,8 @@ def save_charts(charts: Mapping[str, Mapping[str, Any]], folder: Path) -> list[P
         if name not in charts:
             for suffix in (".vl.json", ".svg", ".png"):
                 (folder / f"{name}{suffix}").unlink(missing_ok=True)
+    if draw is None and charts:
+        log.warning("%s: no pictures without vl-convert: pip install 'acedit[study]'", folder)
     for name, spec in charts.items():
         text = json.dumps(plain(spec))
         written.append(write_text(folder / f"{name}.vl.json", text + "\n"))

@@ -100,4 +100,6 @@ def lag_correlations(curve: Tensor, counts: Tensor) -> dict[int, float]:
     return found
 
 
-STUDY = Study("accumulate", "Log increase, query score and value neurons through the layers", "Figure 3", run)
+STUDY = Study(
+    "accumulate", "Log increase, query score and value neurons through the layers", "Figure 3", run, place=4
+)

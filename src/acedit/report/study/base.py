@@ -141,12 +141,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Study:
-    """A study by name: what it shows, where in the paper, and how it is run."""
+    """A study by name: what it shows, where in the paper, how it is run, and its place among the others."""
 
     name: str
     title: str
     paper: str
     run: Callable[[Setting], Result]
+    place: int
 
 
 def setting_of(

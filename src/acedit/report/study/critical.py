@@ -120,4 +120,4 @@ def _chance(lm: LanguageModel, question: Question, neurons: tuple[Neuron, ...] |
         return float(lm.logits([question.prompt]).softmax(-1)[0, lm.answer_ids(question.answer)[0]])
 
 
-STUDY = Study("critical", "Neurons that spell the answer set to zero", "Section 6.4", run)
+STUDY = Study("critical", "Neurons that spell the answer set to zero", "Section 6.4", run, place=9)

@@ -79,4 +79,4 @@ def run(setting: Setting) -> Result:
     return Result("knockout", data, findings, {"knockout": picture}, "\n".join(lines), tables)
 
 
-STUDY = Study("knockout", "A category's top 1% of neurons set to zero", "Figure 2", run)
+STUDY = Study("knockout", "A category's top 1% of neurons set to zero", "Figure 2", run, place=3)

@@ -98,4 +98,6 @@ def run(setting: Setting) -> Result:
     return Result("neurons", data, findings, {"neurons": picture}, "\n".join(lines), tables)
 
 
-STUDY = Study("neurons", "Value, query and shared neurons, and their top tokens", "Tables 6 and 7", run)
+STUDY = Study(
+    "neurons", "Value, query and shared neurons, and their top tokens", "Tables 6 and 7", run, place=7
+)

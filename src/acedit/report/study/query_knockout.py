@@ -139,4 +139,4 @@ def _without(
     return right, active.float().mean(0)
 
 
-STUDY = Study("query-knockout", "The peak layers' query neurons set to zero", "Section 4.2", run)
+STUDY = Study("query-knockout", "The peak layers' query neurons set to zero", "Section 4.2", run, place=5)

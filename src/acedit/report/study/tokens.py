@@ -82,4 +82,4 @@ def run(setting: Setting) -> Result:
     return Result("tokens", {"rows": rows}, findings, pictures, "\n".join(lines), tables)
 
 
-STUDY = Study("tokens", "Importance of each token, and its top tokens", "Table 5", run)
+STUDY = Study("tokens", "Importance of each token, and its top tokens", "Table 5", run, place=6)
