@@ -182,7 +182,12 @@ def test_locate_edit_ask_evaluate(run: Run, model_dir: Path, edits_file: Path, t
     assert len(found["layers"]) == 3 and len(found["value_neurons"]) == 3
     scores = [n["score"] for n in found["value_neurons"]]
     assert scores == sorted(scores, reverse=True)
-    assert "Top value neurons" in out
+    proof = found["certificate"]
+    assert all(
+        low <= score <= high for low, score, high in zip(proof["low"], scores, proof["high"], strict=True)
+    )
+    assert proof["rest"] <= proof["high"][-1] and proof["rescored"] <= proof["of"]
+    assert "Top value neurons" in out and f"proven of {proof['of']:,} neurons" in out
     for said in ("3/3 layers measured, once a model", "3/3 layers tried for a v* at the subject token"):
         assert said in err
     assert "<!doctype html>" in (tmp_path / "p.html").read_text("utf-8")

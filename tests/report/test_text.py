@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+from acedit.attribution.certified import Certified
 from acedit.attribution.plan import Plan
 from acedit.attribution.value import Neuron
 from acedit.report.text import (
     METRIC_NAMES,
     bar,
+    certified,
     layer_bars,
     neuron_table,
     quoted,
@@ -71,3 +73,14 @@ def test_unscored_metrics_are_left_out_unless_another_column_has_them() -> None:
 def test_unfiltered_scores_stand_beside() -> None:
     note = unfiltered_note(scores(0.5))
     assert "implicit 0.50 (n=6)" in note and "middle" not in note
+
+
+def test_what_proves_neurons_the_best_is_told() -> None:
+    best = (Neuron(1, 2, 3.0), Neuron(0, 4, 1.0))
+    proof = Certified(best, (2.9, 0.9), (3.1, 1.1), rest=0.95, rescored=5, of=1200, ties=(((0, 4), (2, 7)),))
+    assert certified(proof).splitlines() == [
+        "proven of 1,200 neurons, 5 of them scored exactly: no other scores more than 0.9500",
+        "not to be told apart: layer 0 neuron 4; layer 2 neuron 7",
+    ]
+    every = Certified(best, (2.9, 0.9), (3.1, 1.1), rest=float("-inf"), rescored=2, of=2)
+    assert certified(every) == "all 2 neurons, 2 of them scored exactly"

@@ -29,7 +29,8 @@ TOLERANCE = 0.01  # nats a prompt; how well a layer's sum is known
 @dataclass(frozen=True)
 class LayerTable:
     """By layer: value score (nats, mean over prompts), query score (coefficient units), and whole-vector
-    scores (nats); the best neurons of each sort, by their scores summed over prompts."""
+    scores (nats); the best neurons of each sort, by their scores summed over prompts. certificate: what
+    proves the value neurons the best."""
 
     value: tuple[float, ...]
     query: tuple[float, ...]
@@ -38,6 +39,7 @@ class LayerTable:
     value_neurons: tuple[Neuron, ...]
     query_neurons: tuple[Neuron, ...]
     signs: Float[Tensor, "layers n_neurons"]
+    certificate: Certified
 
 
 def spaced(items: Sequence[T], most: int) -> Sequence[T]:
@@ -113,6 +115,7 @@ def measure(
         value_neurons=value.neurons,
         query_neurons=tuple(top_neurons(lm, query, top, named=False)),
         signs=signs(lm, texts),
+        certificate=value,
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor
 
+from acedit.attribution.certified import Certified
 from acedit.attribution.layers import measure
 from acedit.attribution.plan import Plan, Reach, choose_layers
 from acedit.attribution.value import Neuron, top_tokens
@@ -43,12 +44,13 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Location:
-    """Sorted neurons, best first; a row a layer; the plan."""
+    """Sorted neurons, best first; a row a layer; the plan; what proves the value neurons the best."""
 
     value_neurons: tuple[Neuron, ...]
     query_neurons: tuple[Neuron, ...]
     layers: tuple[LayerRow, ...]
     plan: Plan
+    certificate: Certified
 
 
 def locate_with(
@@ -71,6 +73,7 @@ def locate_with(
         query_neurons=_named(lm, table.query_neurons, table.signs),
         layers=rows,
         plan=choose_layers(reach, value=table.value, query=table.query).checked(lm.n_layers),
+        certificate=table.certificate,
     )
 
 

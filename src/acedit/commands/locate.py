@@ -72,6 +72,7 @@ def _locate(args: argparse.Namespace) -> None:
     for stage, reason in where.plan.reason.items():
         print(f"  {stage}: {reason}")
     print("\nTop value neurons\n" + text.neuron_table(where.value_neurons))
+    print(text.certified(where.certificate))
     print("\nTop query neurons\n" + text.neuron_table(where.query_neurons))
     if args.page:
         _draw(args, lm, edits, where, progress)
@@ -125,6 +126,7 @@ def _location_fields(where: "Location") -> dict[str, Any]:
         "layers": [asdict(row) for row in where.layers],
         "plan": where.plan.to_json(),
         "value_neurons": _neuron_rows(where.value_neurons),
+        "certificate": {k: v for k, v in asdict(where.certificate).items() if k != "neurons"},
         "query_neurons": _neuron_rows(where.query_neurons),
     }
 

@@ -29,6 +29,21 @@ METRIC_NAMES = {
 }
 
 
+class CertifiedLike(Protocol):
+    """A proof that neurons are the best (`attribution.certified.Certified`)."""
+
+    @property
+    def neurons(self) -> Sequence[object]: ...
+    @property
+    def rest(self) -> float: ...
+    @property
+    def rescored(self) -> int: ...
+    @property
+    def of(self) -> int: ...
+    @property
+    def ties(self) -> Sequence[Sequence[tuple[int, int]]]: ...
+
+
 @runtime_checkable
 class NeuronLike(Protocol):
     """What a row about a neuron needs; `tokens` are its top tokens in vocabulary space."""
@@ -119,6 +134,20 @@ def neuron_table(neurons: Sequence[NeuronLike]) -> str:
     rows = [["layer", "neuron", "score", "top tokens"]]
     rows += [[str(n.layer), str(n.index), f"{n.score:.4f}", quoted(n.tokens)] for n in neurons]
     return table(rows)
+
+
+def certified(proof: CertifiedLike) -> str:
+    """What proves neurons the best of all, in a line; another that names those that tie."""
+    lines = [
+        f"proven of {proof.of:,} neurons, {proof.rescored:,} of them scored exactly: "
+        f"no other scores more than {proof.rest:.4f}"
+    ]
+    if len(proof.neurons) == proof.of:
+        lines = [f"all {proof.of:,} neurons, {proof.rescored:,} of them scored exactly"]
+    if proof.ties:
+        tied = ["; ".join(f"layer {layer} neuron {index}" for layer, index in tie) for tie in proof.ties]
+        lines.append(f"not to be told apart: {' | '.join(tied)}")
+    return "\n".join(lines)
 
 
 def score_cell(row: Mapping[str, Any]) -> str:
