@@ -1,8 +1,10 @@
 """Certified scores against every neuron's distribution in float64: bounds hold, top-k is the same."""
 
 import re
+from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from acedit.attribution.atlas import build_atlas
 from acedit.attribution.certified import (
@@ -532,3 +536,37 @@ def test_every_way_in_refuses_broken_weights(tmp_path: Path) -> None:
             scores(broken, PROMPTS, ANSWERS)
     with pytest.raises(UserError, match=r"layer 1: .*up_proj"):
         query_scores(broken, PROMPTS[0], [Neuron(1, 0, 1.0)])
+
+
+class _Largest(TorchDispatchMode):
+    """The largest tensor that any operation makes, in elements."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.elements = max(self.elements, leaf.numel())
+        return out
+
+
+def test_no_array_of_neurons_by_tokens_is_made(tmp_path: Path) -> None:
+    """With more of both than a tile holds; the atlas, the certified best and sums, and brute force alike."""
+    model = tiny_model("llama", num_hidden_layers=1, hidden_size=8, intermediate_size=5000, vocab_size=20_000)
+    lm = LanguageModel(model, byte_tokenizer())
+    most = 5000 * 20_000
+    ways: dict[str, Callable[[], object]] = {
+        "atlas": lambda: build_atlas(lm, cache_dir=tmp_path),
+        "best": lambda: certified_top(lm, PROMPTS, ANSWERS, k=10, scope="model", spread=spread),
+        "of all": lambda: certified_top(
+            lm, PROMPTS, ANSWERS, k=10, scope="model", spread=spread, together=True
+        ),
+        "sums": lambda: certified_layer_sums(lm, PROMPTS, ANSWERS, spread=spread),
+        "brute force": lambda: layer_scores(lm, PROMPTS[:1], ANSWERS[:1]),
+    }
+    spread = measure_spread(lm, cache_dir=tmp_path)
+    for name, way in ways.items():
+        with _Largest() as seen:
+            way()
+        assert lm.n_neurons < seen.elements < most, name
