@@ -60,6 +60,9 @@ def run(setting: Setting) -> Result:
         name: float((luck < torch.tensor([r[name] for r in rows])[drawn]).float().mean())
         for name in ("intact", "spelling", "others")
     }
+    gap = torch.tensor([r["others"] - r["spelling"] for r in rows])
+    again = gap[torch.randint(len(rows), (SAMPLES, len(rows)), generator=generator)].mean(1)
+    low, high = (float(q) for q in again.quantile(torch.tensor([0.025, 0.975])))
     score = {name: sum(r[f"score_{name}"] for r in rows) / len(rows) for name in ("spelling", "others")}
     mean_count = sum(r["neurons"] for r in rows) / len(rows)
     findings = (
@@ -67,7 +70,8 @@ def run(setting: Setting) -> Result:
             "Few neurons that spell the answer decide it",
             "27 at zero leave 3.2%, 27 equally important others 59.4% (section 6.4)",
             f"{mean_count:.1f} at zero leave {share['spelling']:.1%}, as many others {share['others']:.1%} "
-            f"(intact {share['intact']:.1%}; {SAMPLES} samples; they score {score['spelling']:.1f} and "
+            f"(intact {share['intact']:.1%}; {SAMPLES} samples of {len(rows)} questions, whose mean p is "
+            f"{float(gap.mean()):.1%} [{low:.1%}, {high:.1%}] lower; they score {score['spelling']:.1f} and "
             f"{score['others']:.1f} nats in sum, a question)",
             share["spelling"] < 0.5 * share["others"] if mean_count else None,
         ),
@@ -85,7 +89,14 @@ def run(setting: Setting) -> Result:
         color={"field": "sort", "type": "nominal"},
     )
     lines = [f"Right of {SAMPLES} samples: " + ", ".join(f"{k} {v:.1%}" for k, v in share.items())]
-    data = {"rows": rows, "share": share, "samples": SAMPLES, "at_most": COUNT}
+    between = {"mean": float(gap.mean()), "low": low, "high": high}
+    data = {
+        "rows": rows,
+        "share": share,
+        "others_less_spelling": between,
+        "samples": SAMPLES,
+        "at_most": COUNT,
+    }
     tables = {"p(answer's first token), by question": rows}
     return Result("critical", data, findings, {"critical": picture}, "\n".join(lines), tables)
 

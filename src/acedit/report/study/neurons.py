@@ -1,6 +1,6 @@
 """Which neurons are value neurons, which query neurons, which both: the paper's Tables 6 and 7."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 from acedit.attribution.layers import signs, spaced, value_and_query
@@ -25,10 +25,12 @@ def run(setting: Setting) -> Result:
     found = value_and_query(lm, prompts, answers, k=VALUE, spread=setting.spread())
     value: Counter[tuple[int, int]] = Counter()
     query: Counter[tuple[int, int]] = Counter()
+    added: defaultdict[tuple[int, int], float] = defaultdict(float)  # nats, summed over those questions
     kinds: dict[tuple[int, int], set[str]] = {}
     for question, (best, scores) in zip(questions, found, strict=True):
         for neuron in best.neurons:
             value[neuron.layer, neuron.index] += 1
+            added[neuron.layer, neuron.index] += neuron.score
             kinds.setdefault((neuron.layer, neuron.index), set()).add(question.category)
         for neuron in top_neurons(lm, scores.neurons, QUERY, named=False):
             query[neuron.layer, neuron.index] += 1
@@ -53,6 +55,7 @@ def run(setting: Setting) -> Result:
                 "layer": place[0],
                 "index": place[1],
                 "questions": count,
+                "increase": added[place] / value[place] if value[place] else None,
                 "tokens": list(atlas.top_tokens(lm, *place, sign=float(sign[place]))),
             }
             for place, count in counter.most_common(SHOWN)
@@ -67,6 +70,14 @@ def run(setting: Setting) -> Result:
             f"{share['query']:.0%} of {len(query)} query neurons, "
             f"{share['shared']:.0%} of {len(shared)} shared",
             share["value"] > share["query"],
+        ),
+        Finding(
+            "A value neuron by itself adds about a nat",
+            "1.1542 and 0.4716 (Table 7)",
+            "the two most often among the best add "
+            + " and ".join(f"{row['increase']:.4f}" for row in listed["value"][:2])
+            + ", mean over their questions",
+            None,
         ),
     )
     bars = [
@@ -85,10 +96,10 @@ def run(setting: Setting) -> Result:
     )
     lines = []
     for name, rows in listed.items():
-        lines.append(f"Top {name} neurons (questions, top tokens)")
-        lines += [
-            f"  f{r['layer']}-{r['index']:<6} {r['questions']:>3}  {' '.join(r['tokens'])}" for r in rows
-        ]
+        lines.append(f"Top {name} neurons (questions, importance increase as value neurons, top tokens)")
+        for r in rows:
+            told = f"{r['questions']:>3} {_nats(r['increase'])}  {' '.join(r['tokens'])}"
+            lines.append(f"  f{r['layer']}-{r['index']:<6} {told}")
     data = {"neurons": listed, "interpretable": share, "by_layer": bars, "n": len(questions)}
     tables = {
         f"Top {name} neurons": [{**row, "tokens": " ".join(map(repr, row["tokens"]))} for row in rows]
@@ -96,6 +107,10 @@ def run(setting: Setting) -> Result:
         if rows
     }
     return Result("neurons", data, findings, {"neurons": picture}, "\n".join(lines), tables)
+
+
+def _nats(increase: float | None) -> str:
+    return f"{increase:7.4f}" if increase is not None else "      –"
 
 
 STUDY = Study(

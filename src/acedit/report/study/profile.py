@@ -28,6 +28,8 @@ def run(setting: Setting) -> Result:
     ]
     half = lm.n_layers // 2
     shallow, deep = (float(part.clamp(min=0).mean()) for part in (ffn[:half], ffn[half:]))
+    last = max(1, lm.n_layers // 9)
+    final, before = (float(part.mean()) for part in (ffn[-last:], ffn[half:-last]))
     share = heads.flatten().clamp(min=0).sort(descending=True).values
     few = max(1, len(share) // 10)
     held = float(share[:few].sum() / share.sum().clamp(min=1e-9))
@@ -37,6 +39,13 @@ def run(setting: Setting) -> Result:
             "peaks in deep layers (Fig. 5)",
             f"an FFN layer below the middle adds {shallow:.2f} nats, one from it on {deep:.2f}",
             deep > shallow,
+        ),
+        Finding(
+            "The final layers add little themselves",
+            "their activation stays relatively low (Fig. 5)",
+            f"the FFN of the last {'layer' if last == 1 else f'{last} layers'} adds {final:.2f} nats, "
+            f"of the deep layers before {before:.2f}, a layer",
+            final < before,
         ),
         Finding(
             "Few heads carry it",
