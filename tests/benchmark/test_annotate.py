@@ -147,7 +147,7 @@ def test_a_key_that_no_header_can_hold_is_told() -> None:
 
 
 def test_a_study_goes_by_the_annotator_s_categories(
-    server: HTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: HTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Facts of a file of cases, their questions labelled once: a second run asks nothing."""
     cases = tmp_path / "cases.json"

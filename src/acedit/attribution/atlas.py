@@ -85,16 +85,16 @@ def build_atlas(
     lm.refuse_patched("the atlas")
     lm.refuse_broken()
     folder = (cache_dir or default_cache()) / "atlas" / f"{FORM}-{lm.fingerprint[:32]}"
-    names = dict.fromkeys(("high", "low", "top", "bottom"), (lm.n_neurons,))
+    starts = dict.fromkeys(("high", "low", "top", "bottom"), (lm.n_neurons,))
     longest = longest_row(lm)
     rows = []
     for layer in range(lm.n_layers):
         make = partial(_layer, lm, layer, longest, neuron_tile, token_tile)
         with whole_products(lm.device):
-            rows.append(kept_or_made(folder / f"{layer}.safetensors", names, make, of=lm.fingerprint))
+            rows.append(kept_or_made(folder / f"{layer}.safetensors", starts, make, of=lm.fingerprint))
         if progress is not None:
             progress(layer + 1, lm.n_layers)
-    return Atlas(**{name: tuple(row[name] for row in rows) for name in names}, fingerprint=lm.fingerprint)
+    return Atlas(**{name: tuple(row[name] for row in rows) for name in starts}, fingerprint=lm.fingerprint)
 
 
 def _layer(

@@ -29,17 +29,16 @@ TOLERANCE = 0.01  # nats a prompt; how well a layer's sum is known
 @dataclass(frozen=True)
 class LayerTable:
     """By layer: value score (nats, mean over prompts), query score (coefficient units), and whole-vector
-    scores (nats); the best neurons of each sort, by their scores summed over prompts. certificate: what
-    proves the value neurons the best."""
+    scores (nats); the best neurons of each sort, by their scores summed over prompts, the value neurons with
+    what proves them the best."""
 
     value: tuple[float, ...]
     query: tuple[float, ...]
     ffn_vector: tuple[float, ...]
     attention_vector: tuple[float, ...]
-    value_neurons: tuple[Neuron, ...]
+    certificate: Certified
     query_neurons: tuple[Neuron, ...]
     signs: Float[Tensor, "layers n_neurons"]
-    certificate: Certified
 
 
 def spaced(items: Sequence[T], most: int) -> Sequence[T]:
@@ -112,10 +111,9 @@ def measure(
         query=tuple((query.sum(1) / n).tolist()),
         ffn_vector=ffn_vector,
         attention_vector=attention_vector,
-        value_neurons=value.neurons,
+        certificate=value,
         query_neurons=tuple(top_neurons(lm, query, top, named=False)),
         signs=signs(lm, texts),
-        certificate=value,
     )
 
 

@@ -69,7 +69,7 @@ def locate_with(
     columns = (table.value, table.query, table.ffn_vector, table.attention_vector, query_reach, value_reach)
     rows = tuple(LayerRow(layer, *figures) for layer, figures in enumerate(zip(*columns, strict=True)))
     return Location(
-        value_neurons=_named(lm, table.value_neurons, table.signs),
+        value_neurons=_named(lm, table.certificate.neurons, table.signs),
         query_neurons=_named(lm, table.query_neurons, table.signs),
         layers=rows,
         plan=choose_layers(reach, value=table.value, query=table.query).checked(lm.n_layers),

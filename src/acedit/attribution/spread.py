@@ -74,18 +74,19 @@ def measure_spread(
     lm.refuse_patched("the spread of logits")
     lm.refuse_broken()
     folder = (cache_dir or default_cache()) / "spread" / f"{FORM}-{lm.fingerprint[:32]}"
-    names = {"mean": (lm.d_model,), "longest": (), "widest": ()}
-    rows = kept_or_made(folder / "unembedding.safetensors", names, lambda: _rows(lm), of=lm.fingerprint)
+    starts = {"mean": (lm.d_model,), "longest": (), "widest": ()}
+    rows = kept_or_made(folder / "unembedding.safetensors", starts, lambda: _rows(lm), of=lm.fingerprint)
     mean = rows["mean"].to(lm.device)
     widest = float(rows["widest"])
     unit = 2.0 ** math.frexp(widest)[1]
     gram = cache(lambda: _gram(lm, mean, unit))
-    layers, each = [], dict.fromkeys(("energy", "reach"), (lm.n_neurons,))
+    starts = dict.fromkeys(("energy", "reach"), (lm.n_neurons,))
+    layers = []
     for layer in range(lm.n_layers):
         make = partial(_layer, lm, layer, gram, unit, widest)
         with whole_products(lm.device):
             path = folder / f"{layer}.safetensors"
-            layers.append(kept_or_made(path, each, make, of=lm.fingerprint))
+            layers.append(kept_or_made(path, starts, make, of=lm.fingerprint))
         if progress is not None:
             progress(layer + 1, lm.n_layers)
     energy, reach = (torch.stack([row[name] for row in layers]) for name in ("energy", "reach"))

@@ -110,8 +110,7 @@ def _study(args: argparse.Namespace) -> None:
     page = args.page or Path(args.out) / "page.html"
     write_text(page, render(Page("What was found", args.model, figures=figures)))
     print(f"\ndata and charts in {args.out}, all of it on one page: {page}")
-    shown = {"model": args.model, "fingerprint": lm.fingerprint, "seed": args.seed}
-    write_result(args, "study", **shown, studies=found)
+    write_result(args, "study", model=args.model, fingerprint=lm.fingerprint, seed=args.seed, studies=found)
 
 
 def _annotator(args: argparse.Namespace) -> "Annotator":

@@ -53,21 +53,18 @@ def keep(path: Path, tensors: Mapping[str, Tensor], *, of: str | None = None) ->
 
 
 def kept_or_made(
-    path: Path, rows: Mapping[str, tuple[int, ...]], make: Callable[[], dict[str, Tensor]], *, of: str
+    path: Path, starts: Mapping[str, tuple[int, ...]], make: Callable[[], dict[str, Tensor]], *, of: str
 ) -> dict[str, Tensor]:
-    """The tensors in `path` if they are those of `rows` (names, and the sizes their shapes begin with), kept
-    as those `of`; else what `make` returns, now kept there."""
+    """The tensors in `path` if they have the names and the `starts` of shapes that they should, kept as those
+    `of`; else what `make` returns, now kept there."""
     found = kept(path, of=of)
-    if (
-        found is not None
-        and {name: tuple(t.shape[: len(rows.get(name, ()))]) for name, t in found.items()} != rows
-    ):
+    if found is not None:
+        if {name: t.shape[: len(starts.get(name, ()))] for name, t in found.items()} == starts:
+            return found
         log.warning("%s holds something else than it should: it is made again", path)
-        found = None
-    if found is None:
-        found = make()
-        keep(path, found, of=of)
-    return found
+    made = make()
+    keep(path, made, of=of)
+    return made
 
 
 def save_tensors(

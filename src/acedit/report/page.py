@@ -309,8 +309,8 @@ for (const table of document.querySelectorAll('table.sortable')) {
       const order = (a, b) => number ? a - b : a.localeCompare(b, undefined, {numeric: true});
       const sorted = [...body.rows].sort((a, b) => {
         const [x, y] = [text(a, i), text(b, i)];
-        const gone = missing(x) - missing(y);  // last, whichever way
-        return gone || (missing(x) ? 0 : up ? order(x, y) : order(y, x));
+        if (missing(x) || missing(y)) return missing(x) - missing(y);  // last, whichever way
+        return up ? order(x, y) : order(y, x);
       });
       body.append(...sorted);
     };

@@ -138,12 +138,11 @@ def neuron_table(neurons: Sequence[NeuronLike]) -> str:
 
 def certified(proof: CertifiedLike) -> str:
     """What proves neurons the best of all, in a line; another that names those that tie."""
+    every = len(proof.neurons) == proof.of
     lines = [
-        f"proven of {proof.of:,} neurons, {proof.rescored:,} of them scored exactly: "
-        f"no other scores more than {proof.rest:.4f}"
+        f"{'all' if every else 'proven of'} {proof.of:,} neurons, {proof.rescored:,} of them scored exactly"
+        + ("" if every else f": no other scores more than {proof.rest:.4f}")
     ]
-    if len(proof.neurons) == proof.of:
-        lines = [f"all {proof.of:,} neurons, {proof.rescored:,} of them scored exactly"]
     if proof.ties:
         tied = ["; ".join(f"layer {layer} neuron {index}" for layer, index in tie) for tie in proof.ties]
         lines.append(f"not to be told apart: {' | '.join(tied)}")

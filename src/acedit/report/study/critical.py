@@ -62,7 +62,8 @@ def run(setting: Setting) -> Result:
     }
     gap = torch.tensor([r["others"] - r["spelling"] for r in rows])
     again = gap[torch.randint(len(rows), (SAMPLES, len(rows)), generator=generator)].mean(1)
-    low, high = (float(q) for q in again.quantile(torch.tensor([0.025, 0.975])))
+    low, high = again.quantile(torch.tensor([0.025, 0.975])).tolist()
+    between = {"mean": float(gap.mean()), "low": low, "high": high}
     score = {name: sum(r[f"score_{name}"] for r in rows) / len(rows) for name in ("spelling", "others")}
     mean_count = sum(r["neurons"] for r in rows) / len(rows)
     findings = (
@@ -71,7 +72,7 @@ def run(setting: Setting) -> Result:
             "27 at zero leave 3.2%, 27 equally important others 59.4% (section 6.4)",
             f"{mean_count:.1f} at zero leave {share['spelling']:.1%}, as many others {share['others']:.1%} "
             f"(intact {share['intact']:.1%}; {SAMPLES} samples of {len(rows)} questions, whose mean p is "
-            f"{float(gap.mean()):.1%} [{low:.1%}, {high:.1%}] lower; they score {score['spelling']:.1f} and "
+            f"{between['mean']:.1%} [{low:.1%}, {high:.1%}] lower; they score {score['spelling']:.1f} and "
             f"{score['others']:.1f} nats in sum, a question)",
             share["spelling"] < 0.5 * share["others"] if mean_count else None,
         ),
@@ -89,7 +90,6 @@ def run(setting: Setting) -> Result:
         color={"field": "sort", "type": "nominal"},
     )
     lines = [f"Right of {SAMPLES} samples: " + ", ".join(f"{k} {v:.1%}" for k, v in share.items())]
-    between = {"mean": float(gap.mean()), "low": low, "high": high}
     data = {
         "rows": rows,
         "share": share,
